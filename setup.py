@@ -1,0 +1,31 @@
+"What changes with a release is read from settings.ini; what does not is in pyproject.toml."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+config = ConfigParser()
+config.read(root/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+statuses = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
+
+setup(
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=(root/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author=cfg['author'],
+    keywords=cfg['keywords'].split(),
+    url=cfg['git_url'],
+    classifiers=[f"Development Status :: {statuses[cfg['status']]}",
+                 f"Intended Audience :: {cfg['audience']}",
+                 f"Natural Language :: {cfg['language']}",
+                 'Programming Language :: Python :: 3',
+                 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
+    packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
+    install_requires=cfg['requirements'].split(),
+    extras_require={'dev': cfg['dev_requirements'].split()},
+    entry_points={'console_scripts': cfg['console_scripts'].split(),
+                  'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+)
