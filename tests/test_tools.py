@@ -16,7 +16,8 @@ class Project:
     def make(self, root):
         shutil.copytree(root/'tools', self.folder/'tools')
         shutil.copy(root/'settings.ini', self.folder)
-        self.write('00_tiny', ['#| default_exp tiny', '#| export\ndef one(): return 1', '1 + 1', '#| slow\nprint("ran")'])
+        self.write('00_tiny', ['#| default_exp tiny', '#| export\ndef one(): return 1', '1 + 1',
+                               '#| slow\nprint("ran")'])
         self.write('index', ['#| hide\nsecret = 1', '#| echo: false\nprint("shown")', 'print("both")'],
                    '# Tiny\n\nSee [this](00_tiny.ipynb), ![that](../images/that.png) and [there](https://example.org).')
         for command in 'nbdev_export', 'nbdev_clean': self.run(BIN/command)
@@ -60,7 +61,8 @@ def test_sync_accepts_what_export_wrote(project):
     (lambda p: p.replace('spot_artifacts/tiny.py', 'return 1', 'return 2'), 'tiny.py: differs from its notebook'),
     (lambda p: p.replace('nbs/00_tiny.ipynb', 'def one', 'def won'), 'tiny.py: differs from its notebook'),
     (lambda p: p.replace('spot_artifacts/_modidx.py', 'tiny.one', 'tiny.two'), '_modidx.py: differs from its notebook'),
-    (lambda p: p.replace('nbs/00_tiny.ipynb', '"execution_count": null', '"execution_count": 3'), '00_tiny.ipynb: not clean'),
+    (lambda p: p.replace('nbs/00_tiny.ipynb', '"execution_count": null', '"execution_count": 3'),
+     '00_tiny.ipynb: not clean'),
     (lambda p: (p.folder/'spot_artifacts/tiny.py').unlink(), 'tiny.py: missing'),
     (lambda p: (p.folder/'nbs/00_tiny.ipynb').unlink(), 'tiny.py: no notebook exports it'),
 ], ids=['edited module', 'module not exported', 'edited index', 'unclean notebook', 'no module', 'no notebook'])
@@ -81,7 +83,7 @@ def test_readme_outputs(project):
     "Markdown stays markdown, text is fenced, pictures become files, and stale pictures go."
     nb = project.read('index')
     nb.cells[2].outputs = [new_output('stream', text='plain\n'),
-                           new_output('display_data', {'text/markdown': '| a | [b](01_b.ipynb) |', 'text/plain': '<M>'}),
+                           new_output('display_data', {'text/markdown': '| [b](01_b.ipynb) |', 'text/plain': '<M>'}),
                            new_output('display_data', {'image/png': PIXEL, 'text/plain': '<Figure>'})]
     nbformat.write(nb, project.folder/'nbs/index.ipynb')
     stale = project.folder/'images/readme/old.png'
@@ -89,7 +91,7 @@ def test_readme_outputs(project):
     stale.write_bytes(b'')
     assert project.tool('readme').returncode == 0
     text, picture = (project.folder/'README.md').read_text(), 'images/readme/cell-2-2.png'
-    assert '```text\nplain\n```' in text and '\n| a | [b](nbs/01_b.ipynb) |\n' in text and f']({picture})' in text
+    assert '```text\nplain\n```' in text and '\n| [b](nbs/01_b.ipynb) |\n' in text and f']({picture})' in text
     assert (project.folder/picture).read_bytes().startswith(b'\x89PNG') and not stale.exists()
     assert project.tool('readme', '--check').returncode == 0
 
@@ -118,5 +120,6 @@ def test_refresh_names_the_cell_that_fails(project):
     project.replace('nbs/00_tiny.ipynb', '1 + 1', '1 / 0')
     before = (project.folder/'nbs/00_tiny.ipynb').read_bytes()
     result = project.tool('refresh', '00_tiny.ipynb')
-    assert result.returncode == 1 and 'nbs/00_tiny.ipynb, cell 2' in result.stderr and 'ZeroDivisionError' in result.stderr
+    assert result.returncode == 1
+    assert 'nbs/00_tiny.ipynb, cell 2' in result.stderr and 'ZeroDivisionError' in result.stderr
     assert (project.folder/'nbs/00_tiny.ipynb').read_bytes() == before
