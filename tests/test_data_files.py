@@ -1,0 +1,273 @@
+"Odd, broken and hostile files: what does not fit into the tutorial of notebook 00."
+import os, struct, subprocess, sys, zlib
+from urllib.error import URLError
+
+import numpy as np, pytest, torch, torchvision
+from PIL import Image, ImageFile
+
+from spot_artifacts import data
+from spot_artifacts.data import SpotError, embedded, folder_images, load_image, stl10
+
+CORNERS = [(220, 40, 40), (40, 200, 60), (50, 60, 210), (230, 220, 60)]    # red green / blue yellow
+
+
+def picture(width=72, height=48):
+    "Four plain quarters, each of another colour."
+    small = np.array(CORNERS, dtype=np.uint8).reshape(2, 2, 3)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
+
+
+def quarters(image):
+    "The colours in the middle of an image's four quarters, as a list of tuples."
+    n = image.shape[-1]
+    return [tuple(image[:, y, x].tolist()) for y in (n//4, 3*n//4) for x in (n//4, 3*n//4)]
+
+
+def close(found, wanted, within=12):
+    return all(abs(a - b) <= within for f, w in zip(found, wanted) for a, b in zip(f, w))
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:file.stat().st_size//2])
+
+
+def claim_size(file, width, height):
+    "Let a PNG's header claim another size."
+    content = bytearray(file.read_bytes())
+    content[16:24] = struct.pack('>II', width, height)
+    content[29:33] = struct.pack('>I', zlib.crc32(content[12:29]))
+    file.write_bytes(content)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "A folder with one good image, good.png."
+    path = tmp_path/'some images'
+    path.mkdir()
+    picture().save(path/'good.png')
+    return path
+
+
+@pytest.mark.parametrize('name, mode', [('a.jpg', 'RGB'), ('a.JPEG', 'CMYK'), ('a.png', 'RGBA'), ('a.webp', 'RGBA'),
+                                        ('a.png', 'P'), ('a.bmp', 'P'), ('a.bmp', 'RGB')])
+def test_modes_keep_colours(folder, name, mode):
+    img = picture().quantize(8) if mode == 'P' else picture().convert(mode)
+    img.save(folder/name, **(dict(quality=95) if name[-3:] in ('jpg', 'PEG', 'ebp') else {}))
+    assert close(quarters(load_image(folder/name, 32)), CORNERS, within=25 if mode == 'CMYK' else 12)
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'I;16'])
+def test_grey_modes(folder, mode):
+    grey = np.full((48, 48), 200, dtype=np.uint8)
+    grey[:, :24] = 0
+    img = Image.fromarray(grey.astype(np.uint16)*257) if mode == 'I;16' else Image.fromarray(grey).convert(mode, dither=0)
+    img.save(folder/'grey.png')
+    left, right = quarters(load_image(folder/'grey.png', 32))[:2]
+    assert left == (0, 0, 0) and right == ((255,)*3 if mode == '1' else (200,)*3)
+
+
+def test_transparent_is_white(folder):
+    img = picture().convert('RGBA')
+    img.putalpha(0)
+    img.save(folder/'rgba.png')
+    picture().quantize(4).save(folder/'palette.png', transparency=bytes(4))
+    picture().save(folder/'keyed.png', transparency=CORNERS[0])
+    assert quarters(load_image(folder/'rgba.png', 32)) == [(255, 255, 255)]*4
+    assert quarters(load_image(folder/'palette.png', 32)) == [(255, 255, 255)]*4
+    assert quarters(load_image(folder/'keyed.png', 32)) == [(255, 255, 255), *CORNERS[1:]]
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_orientation(folder, orientation):
+    T = Image.Transpose
+    undo = [None, T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_90, T.TRANSVERSE, T.ROTATE_270]
+    img, exif = picture(), Image.Exif()
+    exif[0x0112] = orientation
+    if undo[orientation - 1] is not None: img = img.transpose(undo[orientation - 1])
+    for name in 'turned.jpg', 'turned.png', 'turned.webp':
+        img.save(folder/name, exif=exif, quality=95)
+        assert close(quarters(load_image(folder/name, 32)), CORNERS), name
+
+
+def test_broken_exif_is_ignored(folder):
+    picture().save(folder/'odd.jpg', exif=b'Exif\0\0this is no EXIF block at all', quality=95)
+    assert close(quarters(load_image(folder/'odd.jpg', 32)), CORNERS)
+
+
+def test_square_is_central(folder):
+    wide = np.zeros((40, 120, 3), dtype=np.uint8)
+    wide[:, 40:80] = 255
+    Image.fromarray(wide).save(folder/'wide.png')
+    Image.fromarray(wide.transpose(1, 0, 2)).save(folder/'tall.png')
+    assert load_image(folder/'wide.png', 40).min() == 255 and load_image(folder/'tall.png', 40).min() == 255
+
+
+def test_name_need_not_tell_the_format(folder):
+    picture().save(folder/'really png.jpg', format='PNG')
+    picture().save(folder/'really gif.jpeg', format='GIF')
+    picture().save(folder/'two.jpg', format='MPO', save_all=True, append_images=[picture()], quality=95)    # some phones' JPEG
+    for name in 'really png.jpg', 'really gif.jpeg', 'two.jpg':
+        assert close(quarters(load_image(folder/name, 32)), CORNERS), name
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.webp'])
+def test_animation_gives_its_first_frame(folder, name):
+    others = [Image.new('RGB', (72, 48), 'black')]*2
+    picture().save(folder/name, save_all=True, append_images=others, duration=50, lossless=True)
+    assert close(quarters(load_image(folder/name, 32)), CORNERS)
+
+
+def test_broken_files_are_skipped_and_named(folder, capsys):
+    for name in 'cut.jpg', 'cut.png', 'cut.webp', 'cut.bmp':
+        Image.effect_noise((72, 48), 80).convert('RGB').save(folder/name)
+        cut(folder/name)
+    (folder/'empty.jpg').touch()
+    (folder/'text.png').write_text('Dear reader')
+    (folder/'dangling.jpg').symlink_to('nowhere')
+    picture(40, 20).save(folder/'small.png')
+    got = folder_images(folder, 32)
+    why = dict(got.skipped)
+    assert len(got) == 1 and sorted(why) == ['cut.bmp', 'cut.jpg', 'cut.png', 'cut.webp', 'dangling.jpg', 'empty.jpg',
+                                             'small.png', 'text.png']
+    assert why['empty.jpg'] == 'empty file' and why['text.png'] == 'not an image' and 'truncated' in why['cut.jpg']
+    assert why['dangling.jpg'] == 'No such file or directory' and why['small.png'] == '40 x 20 px, smaller than 32 px'
+    out, err = capsys.readouterr()
+    assert out == '' and err.count('\n') == 1 and 'skipped 8 of 9 images: cut.bmp (' in err and err.endswith(', ...\n')
+
+
+def test_unreadable_file_is_skipped(folder, monkeypatch):
+    picture().save(folder/'locked.png')
+    pillow_open = Image.open
+    def locked(file, **kw):
+        if file.name == 'locked.png': raise PermissionError(13, 'Permission denied', str(file))
+        return pillow_open(file, **kw)
+    monkeypatch.setattr(Image, 'open', locked)
+    assert folder_images(folder, 32).skipped == (('locked.png', 'Permission denied'),)
+
+
+def test_unreadable_folder_is_named(folder, monkeypatch):
+    def locked(self): raise PermissionError(13, 'Permission denied', str(self))
+    monkeypatch.setattr(type(folder), 'iterdir', locked)
+    with pytest.raises(SpotError, match='some images: Permission denied'): folder_images(folder, 32)
+
+
+@pytest.mark.parametrize('side', [10_000, 20_000])    # Pillow would warn of the first and refuse the second
+def test_bombs_are_not_loaded(folder, side):
+    picture().save(folder/'bomb.png')
+    claim_size(folder/'bomb.png', side, side)
+    assert folder_images(folder, 32).skipped == (('bomb.png', 'more than 89 million pixels'),)
+
+
+def test_truncated_is_refused_whatever_pillow_was_told(folder, monkeypatch):
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
+    Image.effect_noise((72, 48), 80).save(folder/'cut.jpg')
+    cut(folder/'cut.jpg')
+    assert [f for f, _ in folder_images(folder, 32).skipped] == ['cut.jpg']
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_strict_stops_and_names(folder):
+    (folder/'empty.jpg').touch()
+    with pytest.raises(SpotError, match='empty.jpg: empty file. Mend or remove'): folder_images(folder, 32, strict=True)
+    with pytest.raises(SpotError, match='empty.jpg: empty file'): load_image(folder/'empty.jpg', 32)
+
+
+def test_odd_names_depth_links_and_hidden_files(folder):
+    deep = folder/'näh'/'日本 語'/'a b'
+    deep.mkdir(parents=True)
+    for file in deep/'ünïcode  name.PnG', deep/"quote's.webp", folder/'.hidden.png', folder/'folder.jpg'/'in.png':
+        file.parent.mkdir(exist_ok=True)
+        picture().save(file, format='PNG')
+    (deep/'round').symlink_to(folder, target_is_directory=True)
+    (folder/'linked').symlink_to(deep, target_is_directory=True)
+    (folder/'notes.txt').write_text('not an image, and not named like one')
+    names = [f.relative_to(folder).as_posix() for f in data.list_images(folder)]
+    assert names == ['folder.jpg/in.png', 'good.png', "linked/quote's.webp", 'linked/ünïcode  name.PnG',
+                     "näh/日本 語/a b/quote's.webp", 'näh/日本 語/a b/ünïcode  name.PnG']
+    got = folder_images(str(folder), 32)
+    assert len(got) == 6 and got.skipped == ()
+
+
+def test_order_is_that_of_the_names_and_long_lists_show_progress(tmp_path, capsys):
+    for i in range(500): Image.new('RGB', (8, 8), (i//250, i % 250, 0)).save(tmp_path/f'{i:03d}.bmp')
+    got = folder_images(tmp_path, 8)
+    assert got.images[:, :2, 0, 0].tolist() == [[i//250, i % 250] for i in range(500)]
+    assert '500/500' in capsys.readouterr().out
+
+
+def test_labels_come_from_the_first_level(tmp_path):
+    for name in 'b/1.png', 'a/x/2.png', 'a/3.png', 'c/bad.png', 'stray.png':
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(tmp_path/name)
+    cut(tmp_path/'c/bad.png')
+    got = folder_images(tmp_path, 32, labelled=True)
+    assert got.classes == ('a', 'b', 'c') and got.labels.tolist() == [0, 0, 1]
+    assert [f for f, _ in got.skipped] == ['c/bad.png', 'stray.png']
+
+
+@pytest.mark.parametrize('what, message', [
+    ('missing', 'no such folder'), ('file.png', 'is a file'), ('empty', 'no image in it'), ('broken', 'Give other images'),
+    ('small', 'Give a smaller size')])
+def test_nothing_to_load(tmp_path, what, message):
+    for name in 'empty', 'broken', 'small': (tmp_path/name).mkdir()
+    picture().save(tmp_path/'file.png')
+    picture(16, 16).save(tmp_path/'small/a.png')
+    (tmp_path/'broken/a.png').touch()
+    with pytest.raises(SpotError, match=message) as error: folder_images(tmp_path/what, 32)
+    assert what in str(error.value) and '\n' not in str(error.value)
+
+
+def test_stl10_damaged_or_not_to_be_had(tmp_path, monkeypatch):
+    files = tmp_path/'stl10_binary'
+    files.mkdir()
+    (files/'class_names.txt').write_text('airplane\nbird\n')
+    (files/'test_X.bin').write_bytes(bytes(2*3*96*96))
+    with pytest.raises(SpotError, match='test_y.bin is missing'): stl10(tmp_path, 'test')
+    (files/'test_y.bin').write_bytes(b'\1')
+    with pytest.raises(SpotError, match='do not fit together'): stl10(tmp_path, 'test')
+    (files/'test_y.bin').write_bytes(b'\1\2')
+    assert stl10(tmp_path, 'test').labels.tolist() == [0, 1]
+    (files/'test_X.bin').write_bytes(bytes(1000))
+    with pytest.raises(SpotError, match='test_X.bin: damaged'): stl10(tmp_path, 'test')
+    def offline(*args, **kw): raise URLError('no network')
+    monkeypatch.setattr(torchvision.datasets, 'STL10', offline)
+    with pytest.raises(SpotError, match='could not be downloaded'): stl10(tmp_path, 'test', download=True)
+
+
+def test_cache_goes_where_it_is_told_and_never_stops_the_work(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    wanted = embedded(20, 16, cache=False).fingerprint
+    assert not any(tmp_path.iterdir())
+    assert embedded(20, 16).fingerprint == wanted
+    [file] = (tmp_path/'spot_artifacts').iterdir()
+    monkeypatch.setattr(data, '_draw_set', None)                  # from here on, only the cache can answer
+    assert embedded(20, 16).fingerprint == wanted
+    monkeypatch.undo()
+    assert embedded(20, 16, cache=file).fingerprint == wanted     # a file where the folder should be
+    def no_space(tensors, file, made):
+        file.write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(data, 'save_file', no_space)
+    assert embedded(20, 16, cache=tmp_path/'full').fingerprint == wanted
+    assert not any((tmp_path/'full').iterdir())
+
+
+def test_cache_made_differently_is_not_read(tmp_path):
+    wanted = embedded(20, 16, cache=tmp_path).fingerprint
+    [file] = tmp_path.iterdir()
+    embedded(20, 16, seed=1, cache=tmp_path)
+    [other] = set(tmp_path.iterdir()) - {file}
+    os.replace(other, file)
+    assert embedded(20, 16, cache=tmp_path).fingerprint == wanted
+
+
+def test_images_stay_off_a_gpu_that_is_too_small(monkeypatch):
+    images = torch.zeros(10, 3, 8, 8, dtype=torch.uint8)
+    for free, fits in (10_000, True), (3000, False):
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free, 10_000))
+        assert data._fits(images, torch.device('cuda')) is fits
+
+
+def test_lowest_floor_is_light():
+    code = 'import sys, spot_artifacts.data as d; print([m for m in ("fastai", "torchvision", "matplotlib") if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'
