@@ -48,7 +48,7 @@ class ImageSet:
         pick = lambda t: None if t is None else t[i]
         return replace(self, **{k: pick(getattr(self, k)) for k in ('images', 'labels', 'boxes', 'parts')})
     def __repr__(self):
-        return f'{self.name}: {len(self)} images of {self.size} px' + (f', {len(self.classes)} classes' if self.classes else '')
+        return f'{self.name}: {len(self)} images of {self.size} px' + f', {len(self.classes)} classes'*bool(self.classes)
     @property
     def size(self):
         "Height and width of the images, px."
@@ -224,7 +224,7 @@ def show_images(
 ):                # array of axes, (rows, cols)
     "Images in rows."
     import matplotlib.pyplot as plt
-    if images.dtype != torch.uint8: images = ((images.detach().float().clamp(-1, 1) + 1)*127.5).round().to(torch.uint8)
+    if images.dtype != torch.uint8: images = ((images.detach().float().clamp(-1, 1) + 1)*127.5).round().byte()
     rows, height = math.ceil(len(images)/cols), width*images.shape[-2]/images.shape[-1] + .2*bool(len(titles))
     fig, axes = plt.subplots(rows, cols, figsize=(cols*width, rows*height), squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
@@ -277,7 +277,7 @@ def load_image(
 ) -> torch.Tensor:    # (3, size, size) uint8
     "The centred square of one image file."
     with _strict_pillow(): image = _square(file, size)
-    if isinstance(image, str): raise SpotError(f'{file}: {image}. Give another image' + ' or a smaller size.'*('smaller' in image))
+    if isinstance(image, str): raise SpotError(f'{file}: {image}. Give {"a smaller size" if "smaller" in image else "another image"}.')
     return image
 
 # %% ../nbs/00_data.ipynb #cell-48
@@ -334,7 +334,7 @@ def folder_images(
     of = _class_of(files, path) if labelled else [None]*len(files)
     classes = tuple(sorted({c for c in of if c}))
     if labelled and len(classes) < 2:
-        raise SpotError(f'{path}: {len(classes)} sub-folder(s) with images. For labels, give each of two or more classes its own.')
+        raise SpotError(f'{path}: {len(classes)} sub-folder(s) with images. Give each of two or more classes its own.')
     images, labels, skipped = torch.empty(len(files), 3, size, size, dtype=torch.uint8), [], []
     with closing(_decoded(files, size, progress)) as decoded:
         for image, file, c in zip(decoded, files, of):
@@ -357,7 +357,7 @@ def folder_images(
 def _stl10_bytes(file, *shape):
     "The bytes of one of STL-10's files, not yet read into memory, as (N, *shape)."
     n = file.stat().st_size
-    if n == 0 or n % math.prod(shape): raise SpotError(f'{file}: damaged. Delete it and fetch STL-10 again with download=True.')
+    if n == 0 or n % math.prod(shape): raise SpotError(f'{file}: damaged. Fetch STL-10 again with download=True.')
     return np.memmap(file, np.uint8, mode='r').reshape(-1, *shape)
 
 def _stl10_images(columns, index, size):
@@ -385,19 +385,21 @@ def stl10(
     "STL-10 (Coates et al., 2011), the data of the paper's Tables 1 and 2."
     root = Path(root).expanduser()
     folder = root/'stl10_binary'
-    if split not in ('unlabeled', 'train', 'test'): raise SpotError(f"STL-10 has no split '{split}': 'unlabeled', 'train' or 'test'.")
+    if split not in ('unlabeled', 'train', 'test'):
+        raise SpotError(f"STL-10 has no split '{split}': give 'unlabeled', 'train' or 'test'.")
     if fold is not None and (split != 'train' or fold not in range(10)):
         raise SpotError(f"STL-10 has no fold {fold} of '{split}': the split 'train' has folds 0 to 9.")
     if download: _stl10_download(root)
     try:
         columns = _stl10_bytes(folder/f'{split}_X.bin', 3, 96, 96)
         index = np.arange(len(columns))
-        if fold is not None: index = np.array((folder/'fold_indices.txt').read_text().splitlines()[fold].split(), dtype=int)
+        if fold is not None: index = np.int64((folder/'fold_indices.txt').read_text().splitlines()[fold].split())
         classes, labels = tuple((folder/'class_names.txt').read_text().split()), None
-        if split != 'unlabeled': labels = torch.from_numpy(_stl10_bytes(folder/f'{split}_y.bin', 1)[index, 0].astype(int) - 1)
+        if split != 'unlabeled': labels = torch.from_numpy(np.int64(_stl10_bytes(folder/f'{split}_y.bin', 1)[index, 0]) - 1)
     except FileNotFoundError as e:
-        raise SpotError(f'{e.filename} is missing. Fetch STL-10 (2.6 GB) with download=True, or unpack stl10_binary.tar.gz in {root}.')
-    except IndexError: raise SpotError(f'{folder}: its files do not fit together. Delete it and fetch STL-10 again with download=True.')
+        raise SpotError(f'{e.filename} is missing. Fetch STL-10 (2.6 GB) with download=True, '
+                        f'or unpack stl10_binary.tar.gz in {root}.')
+    except IndexError: raise SpotError(f'{folder}: files do not fit together. Fetch STL-10 again with download=True.')
     name = f'stl10-{split}' + (f'-fold{fold}' if fold is not None else '')
     return ImageSet(_stl10_images(columns, index, size), labels, classes if labels is not None else (), f'{name}-{size}')
 
@@ -500,7 +502,8 @@ class TensorDL:
         return self
     def __len__(self): return self.steps
     def __iter__(self):
-        order = _shuffled(self.n, self.bs, self.g) if self.shuffle else torch.arange(self.n, device=self.device).split(self.bs)
+        order = torch.arange(self.n, device=self.device).split(self.bs)
+        if self.shuffle: order = _shuffled(self.n, self.bs, self.g)
         for _, i in zip(range(self.steps), order):
             x = self.images[i.to(self.images.device)].to(self.device)
             x = self.augment(x, self.g) if self.augment else to_float(x)
