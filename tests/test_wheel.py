@@ -61,8 +61,6 @@ def test_newest_versions_meet_the_wheel(installed, tmp_path, capsys):
 
 
 def test_two_steps_beside_the_newest(root, installed, tmp_path):
-    # DELETE the next line when notebook 12 has exported the command line
-    if not (root/'spot_artifacts/cli.py').exists(): pytest.skip('the command line is not written yet')
     images = tmp_path/'images'
     images.mkdir()
     rng = np.random.default_rng(0)
