@@ -61,7 +61,7 @@ def choose_l2(
 )->float:                    # one of them
     "The penalty that does best on the second half after fitting to the first; the first of equals."
     cut = len(x)//2
-    return max(among, key=lambda l2: fit_probe(x[:cut], y[:cut], l2).score(x[cut:], y[cut:]))
+    return max(among, key=lambda l2: fit_probe(x[:cut], y[:cut], l2*len(x)/cut).score(x[cut:], y[cut:]))
 
 # %% ../nbs/07_transfer.ipynb #cell-19
 def probe(
