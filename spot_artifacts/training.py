@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['RELEASED', 'SMALL', 'DEMO_EPOCHS', 'Game', 'METRICS', 'ImageChoices', 'NetworkChoices', 'DamageChoices',
-           'LossChoices', 'OptimiserChoices', 'Recipe', 'check_recipe', 'write_json', 'class_loss', 'repair_loss',
-           'mask_loss', 'kept_error', 'TwoPlayers', 'autocast', 'build', 'without_gradient', 'class_accuracy',
-           'GameLoss', 'mask_scores', 'Stateful', 'ImagesAreTargets', 'MixHistory', 'LinearDecay', 'Balance', 'ByTurns',
-           'WeightAverage', 'BatchMean', 'EpochLog', 'TensorBoardLog', 'picture_rows', 'to_image', 'save_grid',
-           'ImageGrid', 'save_checkpoint', 'load_checkpoint', 'Checkpoint', 'loaders', 'adam', 'decay', 'AutoLoss',
-           'Bf16', 'auto_learner', 'two_groups', 'game_learner', 'save_weights', 'load_weights', 'hold_out',
-           'provenance', 'free_folder', 'open_run', 'fit', 'run_phase', 'pretrain', 'measure']
+           'LossChoices', 'OptimiserChoices', 'Recipe', 'check_recipe', 'write_whole', 'write_json', 'class_loss',
+           'repair_loss', 'mask_loss', 'kept_error', 'TwoPlayers', 'autocast', 'build', 'without_gradient',
+           'class_accuracy', 'GameLoss', 'mask_scores', 'Stateful', 'ImagesAreTargets', 'MixHistory', 'LinearDecay',
+           'Balance', 'ByTurns', 'WeightAverage', 'BatchMean', 'EpochLog', 'TensorBoardLog', 'picture_rows', 'to_image',
+           'save_grid', 'ImageGrid', 'save_checkpoint', 'load_checkpoint', 'not_ours', 'Checkpoint', 'loaders', 'adam',
+           'decay', 'AutoLoss', 'Bf16', 'auto_learner', 'two_groups', 'game_learner', 'save_weights', 'load_weights',
+           'hold_out', 'provenance', 'commit', 'free_folder', 'open_run', 'bars', 'fit', 'run_phase', 'pretrain',
+           'measure']
 
 # %% ../nbs/06_training.ipynb #cell-3
-import json, math, os, platform, subprocess
+import json, math, os, platform, subprocess, sys, warnings
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -41,6 +42,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch, store_attr
+from fastcore.imports import IN_NOTEBOOK
 from PIL import Image
 
 # %% ../nbs/06_training.ipynb #cell-7
@@ -213,9 +215,20 @@ def load(cls:Recipe, path): # a JSON file
     except FileNotFoundError: raise SpotError(f'{path}: no such recipe. Name a JSON file, or one of small, demo, paper, released.') from None
     except (ValueError, IsADirectoryError) as e: raise SpotError(f'{path}: not JSON ({e}).') from None
 
+def write_whole(path, write): # the file; a function that writes to the path that it is given
+    "Written under a temporary name, then renamed: a reader finds the old file or the new one, never half of one."
+    path = Path(path); tmp = path.with_name(path.name + '.tmp')
+    try:
+        write(tmp)
+        os.replace(tmp, path)
+    except (OSError, RuntimeError, SafetensorError) as e:
+        why = getattr(e, 'strerror', None) or str(e).splitlines()[0]
+        raise SpotError(f'{path}: could not be written ({why}). Free some space or mend its rights; a run that was cut off continues with --resume.') from None
+    finally: tmp.unlink(missing_ok=True)
+
 def write_json(path, value): # the file; anything that JSON can say
     "Writes JSON, readable, with a line end."
-    Path(path).write_text(json.dumps(value, indent=1) + '\n')
+    write_whole(path, lambda tmp: tmp.write_text(json.dumps(value, indent=1) + '\n'))
 
 # %% ../nbs/06_training.ipynb #cell-27
 def class_loss(real, fake): # C's logits of real and of fake images, (N,) each
@@ -418,11 +431,12 @@ class BatchMean(Metric):
 class EpochLog(Stateful):
     "One row of metrics per epoch, kept in `rows` and written to a CSV file."
     order, keeps = 80, ('rows',)
-    def __init__(self, path): self.path, self.rows = Path(path), []
+    def __init__(self, path, lines=False): self.path, self.lines, self.rows = Path(path), lines, []
     def after_epoch(self):
-        self.rows.append(dict(epoch=len(self.rows) + 1, step=self.linear_decay.step, **dict(zip(self.recorder.metric_names[1:-1], map(float, self.recorder.log[1:-1])))))
+        self.rows.append(dict(epoch=len(self.rows) + 1, step=self.linear_decay.step, **dict(zip(self.recorder.metric_names[2:-1], map(float, self.recorder.log[2:-1])))))
         lines = [','.join(self.rows[0])] + [','.join(f'{v:.6g}' for v in row.values()) for row in self.rows]
-        self.path.write_text('\n'.join(lines) + '\n')
+        write_whole(self.path, lambda tmp: tmp.write_text('\n'.join(lines) + '\n'))
+        if self.lines: print(f'{self.path.stem}:', *(f'{k} {v:.4g} ' for k, v in self.rows[-1].items()), flush=True)
 
 class TensorBoardLog(Callback):
     "The same rows for TensorBoard."
@@ -465,20 +479,20 @@ class ImageGrid(Callback):
 # %% ../nbs/06_training.ipynb #cell-59
 def save_checkpoint(state, path):
     "Written whole under a temporary name, then renamed: a reader finds the old one or the new one."
-    path = Path(path); tmp = path.with_suffix('.tmp')
-    try:
-        torch.save(state, tmp)
-        os.replace(tmp, path)
-    except (OSError, RuntimeError) as e:
-        tmp.unlink(missing_ok=True)
-        raise SpotError(f'{path}: the checkpoint could not be written ({str(e).splitlines()[0]}); free some space and continue with --resume') from None
+    write_whole(path, lambda tmp: torch.save(state, tmp))
 
 def load_checkpoint(path, device='cpu'):
     "Tensors and plain values only: nothing in the file is ever executed."
-    try: return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError: raise SpotError(f'{path}: no checkpoint there; start without --resume') from None
-    except Exception as e:
-        raise SpotError(f'{path}: damaged or not a checkpoint ({type(e).__name__}); delete it and start this phase again') from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError: raise SpotError(f'{path}: no checkpoint there. Start without --resume.') from None
+    except Exception as e: raise not_ours(path, e) from None
+
+def not_ours(path, error):
+    "The error for a checkpoint that is of no use, whatever is wrong with it."
+    return SpotError(f'{path}: damaged, or not a checkpoint of this run ({type(error).__name__}). To mend, delete it and continue with --resume: its phase starts again.')
 
 # %% ../nbs/06_training.ipynb #cell-60
 class Checkpoint(Callback):
@@ -498,6 +512,9 @@ class Checkpoint(Callback):
         "Puts the learner back to where the file was written."
         s = load_checkpoint(self.path, self.dls.device)
         if self.opt is None: self.learn.create_opt()
+        try: self.put_back(s)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e: raise not_ours(self.path, e) from None
+    def put_back(self, s):
         self.model.load_state_dict(s['model'])
         self.opt.opt.load_state_dict(s['opt'])
         for name, cb in self.stateful.items(): cb.load_state_dict(s['callbacks'][name])
@@ -570,9 +587,8 @@ def game_learner(dls, players, recipe, total, cbs=()):
 def save_weights(players, path):
     "All four networks as safetensors, the recipe in the file's header."
     state = {k: v.detach().cpu().contiguous() for k, v in players.state_dict().items()}
-    tmp = Path(path).with_suffix('.tmp')
-    save_file(state, tmp, metadata=dict(recipe=json.dumps(asdict(players.recipe)), format='spot_artifacts-1'))
-    os.replace(tmp, path)
+    about = dict(recipe=json.dumps(asdict(players.recipe)), format='spot_artifacts-1')
+    write_whole(path, lambda tmp: save_file(state, tmp, metadata=about))
 
 def load_weights(path, device='cpu'):
     "The networks of a run: a run folder, or a file that `save_weights` wrote."
@@ -602,11 +618,20 @@ def hold_out(data, share=.05, most=256, seed=0):
 def provenance(data, device):
     "What a number must carry to be doubted: data, device, versions, commit."
     import fastai, torchvision
-    git = subprocess.run(['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD'], capture_output=True, text=True)
-    name = torch.cuda.get_device_name() if torch.device(device).type == 'cuda' else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
     return dict(data=dict(name=data.name, images=len(data), size=data.size, fingerprint=data.fingerprint, skipped=len(data.skipped)), device=name,
                 versions=dict(python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__),
-                commit=git.stdout.strip() or None)
+                commit=commit())
+
+def commit():
+    "The commit of the clone that this library is tracked in, with -dirty if files were changed since; None without one."
+    import spot_artifacts
+    file = Path(spot_artifacts.__file__)
+    git = lambda *words: subprocess.run(['git', '-C', str(file.parent), *words], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        git('ls-files', '--error-unmatch', file.name)
+        return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')
+    except (OSError, subprocess.CalledProcessError): return None
 
 def free_folder(out):
     "`out`, unless something is there already."
@@ -621,7 +646,8 @@ def open_run(out, recipe, data, device, resume):
     about = provenance(data, device)
     if resume:
         if not (out/'run.json').exists(): raise SpotError(f'{out}: no run to resume there; start it without --resume')
-        began = json.loads((out/'run.json').read_text())['data']['fingerprint']
+        try: began = json.loads((out/'run.json').read_text())['data']['fingerprint']
+        except (ValueError, KeyError, TypeError): raise SpotError(f'{out}/run.json: damaged. Start another run.') from None
         if began != about['data']['fingerprint']:
             raise SpotError(f'{out}: the run began with other images (fingerprint {began}, now {about["data"]["fingerprint"]}); give the same folder and size')
         return out, Recipe.load(out/'recipe.json')
@@ -631,16 +657,20 @@ def open_run(out, recipe, data, device, resume):
     return out, recipe
 
 # %% ../nbs/06_training.ipynb #cell-68
+def bars():
+    "Is there a screen for progress bars? A pipe or a log file gets plain lines."
+    return IN_NOTEBOOK or sys.stdout.isatty()
+
 def fit(learn, epochs, progress=True):
     "`learn.fit`, with or without its progress bar and table; an error that the user can mend keeps its own words."
     try:
-        if progress: return learn.fit(epochs)
+        if progress and bars(): return learn.fit(epochs)
         with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     except SpotError as e: raise SpotError(str(e).rpartition('\n\t')[2]) from None
 
 def run_phase(name, make, rounds, out, resume, progress):
     "Fits the learner that `make` builds to its end, or what is left after its checkpoint; returns the rows of its log."
-    learn = make([EpochLog(out/f'{name}.csv'), Checkpoint(out/f'{name}.ckpt')])
+    learn = make([EpochLog(out/f'{name}.csv', progress and not bars()), Checkpoint(out/f'{name}.ckpt')])
     if resume and (out/f'{name}.ckpt').exists(): learn.checkpoint.restore()
     left = rounds - len(learn.epoch_log.rows)
     if left > 0: fit(learn, left, progress)
