@@ -259,7 +259,7 @@ def cmd_spot(a):
     if failed: raise SpotError(f'{len(failed)} of {len(a.images)} images could not be judged: {" ".join(failed)}')
 
 # %% ../nbs/12_cli.ipynb #cell-23
-DEMO = dict(images=10_000, tests=2_000, labels=3_000, seeds=(0, 1), epochs=10)
+DEMO = dict(images=10_000, tests=2_000, labels=1_000, seeds=(0, 1), epochs=30)
 
 def demo(
     out,           # the run's folder
@@ -270,7 +270,7 @@ def demo(
     "The whole method on the embedded images: autoencoder, game, probes, report."
     from spot_artifacts.data import embedded
     from spot_artifacts.training import Recipe, free_folder, measure, pretrain, provenance, write_json
-    from spot_artifacts.visualize import write_report
+    from spot_artifacts.visualize import fakes_figure, write_report
     recipe, out, start = recipe or Recipe.demo(), free_folder(out), perf_counter()
     print(f'1 of 4: drawing {plan["images"]} images to learn from and {plan["tests"]} to test on.', flush=True)
     train, test = (embedded(plan[k], recipe.size, seed) for k, seed in (('images', 0), ('tests', 1)))
@@ -286,6 +286,7 @@ def demo(
                    protocol=dict(kind=PROTOCOL, labels=plan['labels'], seeds=list(plan['seeds']), test_images=len(test), held_out_images=len(test[:1000])))
     write_json(out/'results.json', results)
     write_report(out/'report.html', results, players, test.images[:8], logs)
+    fakes_figure(players, test.images).savefig(out/'fakes.png', metadata={'Software': None})
     return results
 
 # %% ../nbs/12_cli.ipynb #cell-24
