@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SKELETONS', 'CLASSES', 'RENDERER', 'SUFFIXES', 'SpotError', 'ImageSet', 'cache_dir', 'embedded',
-           'show_images', 'load_image', 'list_images', 'folder_images', 'stl10', 'to_float', 'Augment', 'CentralCrop',
-           'TensorDL', 'spot_dls']
+           'show_images', 'load_image', 'list_images', 'bars', 'folder_images', 'stl10', 'to_float', 'Augment',
+           'CentralCrop', 'TensorDL', 'spot_dls']
 
 # %% ../nbs/00_data.ipynb #cell-4
 import hashlib, math, os, sys, warnings
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import store_attr
+from fastcore.imports import IN_NOTEBOOK
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -307,11 +308,15 @@ def _class_of(files, path):
     first = [f.relative_to(path).parts for f in files]
     return [p[0] if len(p) > 1 else None for p in first]
 
+def bars()->bool: # for `progress`
+    "Is there a screen for progress bars? A pipe or a log file has none."
+    return IN_NOTEBOOK or sys.stdout.isatty()
+
 def _decoded(files, size, progress):
-    "For each file its image or a reason, in order; a progress bar for a long list."
+    "For each file its image or a reason, in order; a progress bar for a long list, where there is a screen."
     with _strict_pillow(), ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         images = pool.imap(partial(_square, size=size), files, chunksize=8)
-        if progress and len(files) >= 500:
+        if progress and bars() and len(files) >= 500:
             from fastprogress.fastprogress import progress_bar
             images = progress_bar(images, total=len(files))
         yield from images

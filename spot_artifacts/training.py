@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['RELEASED', 'SMALL', 'DEMO_EPOCHS', 'Game', 'METRICS', 'ImageChoices', 'NetworkChoices', 'DamageChoices',
            'LossChoices', 'OptimiserChoices', 'Recipe', 'check_recipe', 'write_whole', 'write_json', 'class_loss',
-           'repair_loss', 'mask_loss', 'kept_error', 'TwoPlayers', 'autocast', 'build', 'without_gradient',
+           'repair_loss', 'mask_loss', 'kept_error', 'TwoPlayers', 'has_bf16', 'autocast', 'build', 'without_gradient',
            'class_accuracy', 'GameLoss', 'mask_scores', 'Stateful', 'ImagesAreTargets', 'MixHistory', 'LinearDecay',
            'Balance', 'ByTurns', 'WeightAverage', 'BatchMean', 'EpochLog', 'TensorBoardLog', 'picture_rows', 'to_image',
            'save_grid', 'ImageGrid', 'save_checkpoint', 'load_checkpoint', 'not_ours', 'Checkpoint', 'loaders', 'adam',
            'decay', 'AutoLoss', 'Bf16', 'auto_learner', 'two_groups', 'game_learner', 'save_weights', 'load_weights',
-           'hold_out', 'provenance', 'commit', 'free_folder', 'open_run', 'bars', 'fit', 'run_phase', 'pretrain',
-           'measure']
+           'hold_out', 'provenance', 'commit', 'free_folder', 'open_run', 'fit', 'run_phase', 'pretrain', 'measure']
 
 # %% ../nbs/06_training.ipynb #cell-3
-import json, math, os, platform, subprocess, sys, warnings
+import json, math, os, platform, subprocess, warnings
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -30,7 +29,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from .data import Augment, SpotError, TensorDL, to_float
+from .data import Augment, SpotError, TensorDL, bars, to_float
 from .encoder import encoder_layers
 from .decoder import AutoEncoder, psnr, squared_error
 from .damage import damage, draw_mask, local_mean, noise_like
@@ -42,7 +41,6 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch, store_attr
-from fastcore.imports import IN_NOTEBOOK
 from PIL import Image
 
 # %% ../nbs/06_training.ipynb #cell-7
@@ -255,7 +253,9 @@ Game = namedtuple('Game', 'x mask real fake seen seen_mask')
 
 class TwoPlayers(nn.Module):
     "Frozen E and D, the repair network R and the discriminator C; its forward pass deals one hand of the game."
-    def __init__(self, autoencoder, recipe):
+    def __init__(self,
+                 autoencoder,   # AutoEncoder, already fitted or about to be
+                 recipe):       # Recipe
         super().__init__()
         r = self.recipe = recipe
         self.encoder = autoencoder.encoder
@@ -272,13 +272,16 @@ class TwoPlayers(nn.Module):
         self.frozen.eval()
         return self
 
-    def damaged(self, x, mask):
-        "phi(x) and phi-hat(x)."
+    def damaged(self,
+                x,       # (N, 3, S, S) in [-1, 1]
+                mask):   # Omega (N, 1, M, N)
+        "phi(x) and phi-hat(x) (section 3)."
         phi = self.encoder(x)
         fill = noise_like(phi) if self.recipe.fill == 'noise' else local_mean(phi, self.recipe.mean_counts_padding)
         return phi, damage(phi, mask, fill)
 
-    def forward(self, x):
+    def forward(self, x):   # (N, 3, S, S) in [-1, 1]
+        "One hand of the game, a `Game`, under fresh masks."
         r = self.recipe
         with autocast(x.device, r.bf16):
             with torch.no_grad():
@@ -288,16 +291,22 @@ class TwoPlayers(nn.Module):
             fake = self.repaired(phi_hat, mask)
         return Game(x, mask, real, fake, fake.detach(), mask)
 
-def autocast(device, on): # where; whether at all
-    "A context of bfloat16 autocast on `device`, or of nothing."
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on)
+# %% ../nbs/06_training.ipynb #cell-35
+def has_bf16(device): # a torch.device
+    "Does this device compute in bfloat16? Where it does not, autocast would make it slower."
+    return torch.cuda.is_bf16_supported() if device.type == 'cuda' else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+def autocast(device, on): # where; whether it is wanted
+    "A context of bfloat16 autocast on a device that has it, or of nothing."
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=on and has_bf16(device))
 
 def build(recipe): # a Recipe
     "E, D, R and C with fresh weights, channels last."
     r = recipe
     return TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh), r).to(memory_format=torch.channels_last)
 
-# %% ../nbs/06_training.ipynb #cell-37
+# %% ../nbs/06_training.ipynb #cell-38
 def without_gradient(module, x): # any module; its input
     "`module(x)` with its parameters as constants and its batch-norm statistics copied: gradients reach `x` alone."
     state = {k: v.detach() for k, v in module.named_parameters()} | {k: v.clone() for k, v in module.named_buffers()}
@@ -307,7 +316,7 @@ def class_accuracy(score, n): # logits (2n,), n of real images first
     "Share of right verdicts, real and fake weighing the same."
     return ((score[:n] > 0).float().mean() + (score[n:] <= 0).float().mean())/2
 
-# %% ../nbs/06_training.ipynb #cell-38
+# %% ../nbs/06_training.ipynb #cell-39
 class GameLoss:
     "The sum of both players' losses. What each amounted to is in `stats`."
     def __init__(self, players): # TwoPlayers
@@ -336,7 +345,7 @@ class GameLoss:
     def __call__(self, game, _): # what TwoPlayers returns; fastai's target, which is x again
         with autocast(game.x.device, self.recipe.bf16): return self.for_discriminator(game) + self.for_repair(game)
 
-# %% ../nbs/06_training.ipynb #cell-39
+# %% ../nbs/06_training.ipynb #cell-40
 def mask_scores(logits, mask): # C's mask logits and Omega, (N, 1, M, N)
     "Balanced accuracy; IoU of the dropped entries; and chance: the IoU of each image's prediction with another image's mask."
     guess, drop = logits < 0, mask < .5
@@ -344,7 +353,7 @@ def mask_scores(logits, mask): # C's mask logits and Omega, (N, 1, M, N)
     hit = lambda a, b: (a & b).sum()/b.sum().clamp(min=1)
     return dict(mask_accuracy=(hit(guess, drop) + hit(~guess, ~drop))/2, mask_iou=iou(guess), chance_iou=iou(guess.roll(1, 0)))
 
-# %% ../nbs/06_training.ipynb #cell-44
+# %% ../nbs/06_training.ipynb #cell-45
 class Stateful(Callback):
     "A callback with something to remember: the attributes named in `keeps` go into the checkpoint."
     keeps = ()
@@ -359,11 +368,14 @@ class ImagesAreTargets(Callback):
         x = self.xb[0].contiguous(memory_format=torch.channels_last)
         self.learn.xb, self.learn.yb = (x,), (x,)
 
-# %% ../nbs/06_training.ipynb #cell-46
+# %% ../nbs/06_training.ipynb #cell-47
 class MixHistory(Stateful):
     "Replaces a share of the fakes that C sees by earlier ones (section 5.1 (j))."
     keeps = ('fakes', 'masks')
-    def __init__(self, share=.5, batches=4): self.share, self.batches, self.fakes, self.masks = share, batches, None, None
+    def __init__(self,
+                 share=.5,     # of the fakes that C sees
+                 batches=4):   # kept in the history
+        self.share, self.batches, self.fakes, self.masks = share, batches, None, None
     def after_pred(self):
         if not self.training: return
         g, n = self.pred, int(self.share*len(self.pred.fake))
@@ -373,11 +385,18 @@ class MixHistory(Stateful):
         self.fakes[put], self.masks[put] = g.seen[:n], g.mask[:n]
         self.learn.pred = g._replace(seen=seen, seen_mask=seen_mask)
 
-# %% ../nbs/06_training.ipynb #cell-48
+# %% ../nbs/06_training.ipynb #cell-49
 class LinearDecay(Stateful):
     "A short rise, then a straight line from the first learning rates `lrs` to `floor` times them at `floor_at` of `total` steps."
     keeps = ('step',)
-    def __init__(self, lrs, total, floor=.01, floor_at=1., warmup=0.): store_attr(); self.step = 0
+    def __init__(self,
+                 lrs,          # first learning rates, one per parameter group
+                 total,        # steps
+                 floor=.01,    # last rate as a share of the first
+                 floor_at=1.,  # share of the steps after which it is reached
+                 warmup=0.):   # share of the steps with a rising rate
+        store_attr()
+        self.step = 0
     def factor(self, step):
         rise = min(1, (step + 1)/(self.warmup*self.total + 1))
         return rise*(1 - (1 - self.floor)*min(1, step/max(1, self.floor_at*self.total - 1)))
@@ -386,11 +405,16 @@ class LinearDecay(Stateful):
         self.opt.set_hyper('lr', [lr*self.factor(self.step) for lr in self.lrs])
         self.step += 1
 
-# %% ../nbs/06_training.ipynb #cell-51
+# %% ../nbs/06_training.ipynb #cell-52
 class Balance(Stateful):
     "R's learning rate rises while C tells real from corrupt in more than `target` of cases, and falls while in fewer."
     keeps = ('accuracy', 'speed')
-    def __init__(self, target, gain=15., every=4): store_attr(); self.accuracy, self.speed = target, 1.
+    def __init__(self,
+                 target,     # C's accuracy, 0.5 to 1
+                 gain=15.,   # of the exponent
+                 every=4):   # steps between two looks at C's accuracy
+        store_attr()
+        self.accuracy, self.speed = target, 1.
     def before_step(self):
         if self.linear_decay.step % self.every == 0:
             self.accuracy += .3*(float(self.loss_func.stats['accuracy']) - self.accuracy)
@@ -398,7 +422,7 @@ class Balance(Stateful):
         c, r = (h['lr'] for h in self.opt.hypers)
         self.opt.set_hyper('lr', [c, r*self.speed])
 
-# %% ../nbs/06_training.ipynb #cell-53
+# %% ../nbs/06_training.ipynb #cell-54
 class ByTurns(Callback):
     "C moves at even steps and R at odd ones: the resting player has no gradient, so Adam leaves it alone."
     def before_step(self):
@@ -406,18 +430,18 @@ class ByTurns(Callback):
 
 class WeightAverage(Stateful):
     "An exponential average of C's weights, kept in the checkpoint beside them."
-    def __init__(self, decay): self.decay = decay
+    def __init__(self, decay): self.decay = decay   # share of the old average that a step keeps
     def after_create(self): self.average = AveragedModel(self.model.discriminator, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
     def after_step(self): self.average.update_parameters(self.model.discriminator)
     def state_dict(self): return self.average.state_dict()
     def load_state_dict(self, state): self.average.load_state_dict(state)
 
-# %% ../nbs/06_training.ipynb #cell-55
+# %% ../nbs/06_training.ipynb #cell-56
 METRICS = ('c_class_loss', 'c_mask_loss', 'r_loss', 'accuracy', 'mask_accuracy', 'mask_iou', 'chance_iou', 'fake_psnr')
 
 class BatchMean(Metric):
     "The mean over the validation batches of one entry of the loss's `stats`."
-    def __init__(self, key): self.key = key
+    def __init__(self, key): self.key = key   # of `stats`
     def reset(self): self.total, self.n = 0., 0
     def accumulate(self, learn):
         n = len(learn.x)
@@ -427,11 +451,14 @@ class BatchMean(Metric):
     @property
     def name(self): return self.key
 
-# %% ../nbs/06_training.ipynb #cell-56
+# %% ../nbs/06_training.ipynb #cell-57
 class EpochLog(Stateful):
     "One row of metrics per epoch, kept in `rows` and written to a CSV file."
     order, keeps = 80, ('rows',)
-    def __init__(self, path, lines=False): self.path, self.lines, self.rows = Path(path), lines, []
+    def __init__(self,
+                 path,           # the CSV file
+                 lines=False):   # print each row too?
+        self.path, self.lines, self.rows = Path(path), lines, []
     def after_epoch(self):
         self.rows.append(dict(epoch=len(self.rows) + 1, step=self.linear_decay.step, **dict(zip(self.recorder.metric_names[2:-1], map(float, self.recorder.log[2:-1])))))
         lines = [','.join(self.rows[0])] + [','.join(f'{v:.6g}' for v in row.values()) for row in self.rows]
@@ -441,7 +468,7 @@ class EpochLog(Stateful):
 class TensorBoardLog(Callback):
     "The same rows for TensorBoard."
     order = 81
-    def __init__(self, folder):
+    def __init__(self, folder):   # where TensorBoard will look
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError: raise SpotError('--tensorboard: tensorboard is not installed. pip install tensorboard, or do without.') from None
         self.open = partial(SummaryWriter, folder)
@@ -451,37 +478,43 @@ class TensorBoardLog(Callback):
         for k, v in row.items(): self.writer.add_scalar(k, v, row['epoch'])
         self.writer.flush()
 
-# %% ../nbs/06_training.ipynb #cell-57
+# %% ../nbs/06_training.ipynb #cell-58
 @torch.no_grad()
-def picture_rows(players, x, mask):
-    "Rows of one picture: x, its replica, the mask, the damaged feature decoded without and with repair, each (n, 3, S, S) in [-1, 1]."
+def picture_rows(
+    players,    # TwoPlayers; they are put into eval mode
+    x,          # images (n, 3, S, S) in [-1, 1]
+    mask        # Omega (n, 1, M, N)
+)->list:        # x, its replica, the mask, the damaged feature decoded without and with repair, each (n, 3, S, S) in [-1, 1]
+    "What Fig. 3 shows of some images."
     players.eval()
     phi, phi_hat = players.damaged(x, mask)
     shown = F.interpolate(mask, x.shape[-2:], mode='nearest').expand_as(x)*2 - 1
     return [x, players.repaired.decoder(phi), shown, players.repaired.decoder(phi_hat), players.repaired(phi_hat, mask)]
 
-def to_image(rows):
-    "Rows of image batches in [-1, 1] as one PIL image."
+def to_image(rows)->Image.Image: # batches of images (n, 3, S, S) in [-1, 1], one per row
+    "Rows of images as one picture."
     tiles = torch.stack([r.float().cpu() for r in rows]).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)   # (rows, n, 3, S, S)
     return Image.fromarray(tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())
 
-def save_grid(rows, path): to_image(rows).save(path)
+def save_grid(rows, path): # as for `to_image`; the PNG file
+    "`to_image`, written whole."
+    write_whole(path, lambda tmp: to_image(rows).save(tmp, 'png'))
 
 class ImageGrid(Callback):
     "After each epoch, the same held-out images with the same masks: image, replica, mask, no repair, repaired."
     order = 85
-    def __init__(self, folder, n=8): self.folder, self.n = Path(folder), n
+    def __init__(self, folder, n=8): self.folder, self.n = Path(folder), n   # where the PNGs go; number of images
     def after_epoch(self):
         x = to_float(self.dls.valid.images[:self.n])
         mask = draw_mask(len(x), self.model.recipe.grid, self.model.recipe.drop_rate, torch.Generator().manual_seed(0)).to(x.device)
         save_grid(picture_rows(self.model, x, mask), self.folder/f'grid-{len(self.learn.epoch_log.rows):04d}.png')
 
-# %% ../nbs/06_training.ipynb #cell-59
-def save_checkpoint(state, path):
+# %% ../nbs/06_training.ipynb #cell-60
+def save_checkpoint(state, path): # tensors and plain values; the file
     "Written whole under a temporary name, then renamed: a reader finds the old one or the new one."
     write_whole(path, lambda tmp: torch.save(state, tmp))
 
-def load_checkpoint(path, device='cpu'):
+def load_checkpoint(path, device='cpu'): # the file; where its tensors go
     "Tensors and plain values only: nothing in the file is ever executed."
     try:
         with warnings.catch_warnings():
@@ -494,11 +527,11 @@ def not_ours(path, error):
     "The error for a checkpoint that is of no use, whatever is wrong with it."
     return SpotError(f'{path}: damaged, or not a checkpoint of this run ({type(error).__name__}). To mend, delete it and continue with --resume: its phase starts again.')
 
-# %% ../nbs/06_training.ipynb #cell-60
+# %% ../nbs/06_training.ipynb #cell-61
 class Checkpoint(Callback):
     "After each epoch: weights, optimiser, every callback's state and the random states, in one file."
     order = 90
-    def __init__(self, path): self.path = Path(path)
+    def __init__(self, path): self.path = Path(path)   # the file, overwritten after each round
     @property
     def stateful(self): return {cb.name: cb for cb in self.learn.cbs if isinstance(cb, Stateful)}
     def after_epoch(self):
@@ -522,7 +555,7 @@ class Checkpoint(Callback):
         torch.set_rng_state(s['rng'].cpu())
         if s['cuda'] is not None and self.dls.device.type == 'cuda': torch.cuda.set_rng_state(s['cuda'].cpu())
 
-# %% ../nbs/06_training.ipynb #cell-62
+# %% ../nbs/06_training.ipynb #cell-63
 def loaders(
     train,          # ImageSet to learn from
     valid,          # ImageSet to measure on
@@ -540,17 +573,19 @@ def loaders(
     dls = DataLoaders(TensorDL(train, batch, augment, shuffle=True, steps=per_round, seed=r.seed, device=device), TensorDL(valid, batch, device=device))
     return dls, rounds
 
-def adam(recipe):
-    "The paper's Adam behind fastai's interface."
+def adam(recipe): # Recipe
+    "The paper's Adam behind fastai's interface (section 4.4): an `opt_func` for a Learner."
     return partial(OptimWrapper, opt=torch.optim.Adam, betas=(recipe.beta1, .999), eps=recipe.eps, weight_decay=recipe.l2)
 
-def decay(recipe, lrs, total): return LinearDecay(lrs, total, recipe.lr_floor, recipe.floor_at, recipe.warmup)
+def decay(recipe, lrs, total): # Recipe; first learning rates; steps
+    "The recipe's schedule."
+    return LinearDecay(lrs, total, recipe.lr_floor, recipe.floor_at, recipe.warmup)
 
-# %% ../nbs/06_training.ipynb #cell-63
+# %% ../nbs/06_training.ipynb #cell-64
 class AutoLoss:
     "Eq. 3, or `auto_weight` times the mean squared error."
-    def __init__(self, recipe): self.recipe, self.stats = recipe, {}
-    def __call__(self, replica, x):
+    def __init__(self, recipe): self.recipe, self.stats = recipe, {}   # Recipe
+    def __call__(self, replica, x):   # D(E(x)) and x, (N, 3, S, S)
         w, replica = self.recipe.auto_weight, replica.float()
         self.stats['psnr'] = psnr(replica.detach(), x)
         return squared_error(replica, x) if w is None else w*F.mse_loss(replica, x)
@@ -563,17 +598,29 @@ class Bf16(nn.Module):
     def forward(self, x):
         with autocast(x.device, self.on): return self.module(x).float()
 
-def auto_learner(dls, autoencoder, recipe, total, cbs=()):
+def auto_learner(
+    dls,            # DataLoaders
+    autoencoder,    # E and D as one module
+    recipe,         # Recipe
+    total,          # steps, for the schedule
+    cbs=()          # more callbacks
+)->Learner:
     "Phase 1: E and D on eq. 3."
     return Learner(dls, Bf16(autoencoder, recipe.bf16), AutoLoss(recipe), adam(recipe), lr=recipe.auto_lr, wd_bn_bias=True, metrics=[BatchMean('psnr')],
                    cbs=[ImagesAreTargets(), decay(recipe, [recipe.auto_lr], total), *cbs])
 
-# %% ../nbs/06_training.ipynb #cell-64
-def two_groups(players):
-    "C's parameters, then R's."
+# %% ../nbs/06_training.ipynb #cell-65
+def two_groups(players): # TwoPlayers
+    "A `splitter` for a Learner: C's parameters, then R's."
     return [list(players.discriminator.parameters()), list(players.repaired.blocks.parameters())]
 
-def game_learner(dls, players, recipe, total, cbs=()):
+def game_learner(
+    dls,        # DataLoaders
+    players,    # TwoPlayers, E and D fitted
+    recipe,     # Recipe
+    total,      # steps, for the schedule
+    cbs=()      # more callbacks
+)->Learner:
     "Phase 2: C and R on eq. 4 and 5, E and D frozen."
     extra = []
     if recipe.history: extra.append(MixHistory(recipe.history))
@@ -583,15 +630,18 @@ def game_learner(dls, players, recipe, total, cbs=()):
     return Learner(dls, players, GameLoss(players), adam(recipe), lr=recipe.lr, splitter=two_groups, wd_bn_bias=True, metrics=list(map(BatchMean, METRICS)),
                    cbs=[ImagesAreTargets(), decay(recipe, [recipe.lr, recipe.repair_lr], total), *extra, *cbs])
 
-# %% ../nbs/06_training.ipynb #cell-66
-def save_weights(players, path):
+# %% ../nbs/06_training.ipynb #cell-67
+def save_weights(players, path): # TwoPlayers; the .safetensors file
     "All four networks as safetensors, the recipe in the file's header."
     state = {k: v.detach().cpu().contiguous() for k, v in players.state_dict().items()}
     about = dict(recipe=json.dumps(asdict(players.recipe)), format='spot_artifacts-1')
     write_whole(path, lambda tmp: save_file(state, tmp, metadata=about))
 
-def load_weights(path, device='cpu'):
-    "The networks of a run: a run folder, or a file that `save_weights` wrote."
+def load_weights(
+    path,           # a run folder, or a file that `save_weights` wrote
+    device='cpu'    # where the networks go
+)->TwoPlayers:      # in eval mode
+    "The networks of a run. SpotError when they are missing, damaged or of another architecture."
     path = Path(path)
     path = path/'weights.safetensors' if path.is_dir() else path
     if not path.exists(): raise SpotError(f'{path}: no weights there; give a run folder of `spot-artifacts pretrain` or a .safetensors file')
@@ -607,15 +657,20 @@ def load_weights(path, device='cpu'):
         raise SpotError(f'{path}: weights of another architecture than its recipe says ({str(e).splitlines()[1].strip()[:120]})') from None
     return players.to(device).eval()
 
-# %% ../nbs/06_training.ipynb #cell-67
-def hold_out(data, share=.05, most=256, seed=0):
+# %% ../nbs/06_training.ipynb #cell-68
+def hold_out(
+    data,        # ImageSet of 8 images or more
+    share=.05,   # of the images to hold out
+    most=256,    # but no more than these
+    seed=0       # of the choice
+):               # two ImageSets: to learn from, to measure on
     "Splits off a share of the images to measure on."
     if len(data) < 8: raise SpotError(f'{data.name}: {len(data)} images are too few to learn from; 8 is the least')
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     n = min(most, max(2, round(len(data)*share)))
     return data[order[n:]], data[order[:n]]
 
-def provenance(data, device):
+def provenance(data, device): # ImageSet; where it was run
     "What a number must carry to be doubted: data, device, versions, commit."
     import fastai, torchvision
     name = torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
@@ -623,6 +678,7 @@ def provenance(data, device):
                 versions=dict(python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__),
                 commit=commit())
 
+# %% ../nbs/06_training.ipynb #cell-69
 def commit():
     "The commit of the clone that this library is tracked in, with -dirty if files were changed since; None without one."
     import spot_artifacts
@@ -633,14 +689,14 @@ def commit():
         return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')
     except (OSError, subprocess.CalledProcessError): return None
 
-def free_folder(out):
-    "`out`, unless something is there already."
+def free_folder(out): # a path
+    "`out` as a Path. SpotError if something is there already."
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SpotError(f'{out}: exists already. Continue it with --resume, or choose another --out.')
     return out
 
-def open_run(out, recipe, data, device, resume):
+def open_run(out, recipe, data, device, resume): # as for `pretrain`
     "The run's folder with recipe.json and run.json; refuses one in use, or one that began with other images."
     out = Path(out)
     about = provenance(data, device)
@@ -656,19 +712,15 @@ def open_run(out, recipe, data, device, resume):
     write_json(out/'run.json', about)
     return out, recipe
 
-# %% ../nbs/06_training.ipynb #cell-68
-def bars():
-    "Is there a screen for progress bars? A pipe or a log file gets plain lines."
-    return IN_NOTEBOOK or sys.stdout.isatty()
-
-def fit(learn, epochs, progress=True):
+# %% ../nbs/06_training.ipynb #cell-70
+def fit(learn, epochs, progress=True): # a Learner; rounds to fit; show a bar or lines?
     "`learn.fit`, with or without its progress bar and table; an error that the user can mend keeps its own words."
     try:
         if progress and bars(): return learn.fit(epochs)
         with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     except SpotError as e: raise SpotError(str(e).rpartition('\n\t')[2]) from None
 
-def run_phase(name, make, rounds, out, resume, progress):
+def run_phase(name, make, rounds, out, resume, progress): # auto or game; callbacks -> Learner; rounds in all; the rest as for `pretrain`
     "Fits the learner that `make` builds to its end, or what is left after its checkpoint; returns the rows of its log."
     learn = make([EpochLog(out/f'{name}.csv', progress and not bars()), Checkpoint(out/f'{name}.ckpt')])
     if resume and (out/f'{name}.ckpt').exists(): learn.checkpoint.restore()
@@ -676,7 +728,7 @@ def run_phase(name, make, rounds, out, resume, progress):
     if left > 0: fit(learn, left, progress)
     return learn.epoch_log.rows
 
-# %% ../nbs/06_training.ipynb #cell-69
+# %% ../nbs/06_training.ipynb #cell-71
 def pretrain(
     data,            # ImageSet; labels are not looked at
     recipe,          # Recipe; with `resume` the run's own is taken
@@ -706,7 +758,7 @@ def pretrain(
     save_weights(players, out/'weights.safetensors')
     return players.eval(), logs, seconds
 
-# %% ../nbs/06_training.ipynb #cell-70
+# %% ../nbs/06_training.ipynb #cell-72
 @torch.no_grad()
 def measure(
     players,    # TwoPlayers
