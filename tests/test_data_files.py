@@ -188,11 +188,13 @@ def test_odd_names_depth_links_and_hidden_files(folder):
     assert len(got) == 6 and got.skipped == ()
 
 
-def test_order_is_that_of_the_names_and_long_lists_show_progress(tmp_path, capsys):
+def test_order_is_that_of_the_names_and_long_lists_show_progress(tmp_path, capsys, monkeypatch):
     for i in range(500): Image.new('RGB', (8, 8), (i//250, i % 250, 0)).save(tmp_path/f'{i:03d}.bmp')
-    got = folder_images(tmp_path, 8)
-    assert got.images[:, :2, 0, 0].tolist() == [[i//250, i % 250] for i in range(500)]
-    assert '500/500' in capsys.readouterr().out
+    for screen in (True, False):
+        monkeypatch.setattr('spot_artifacts.data.bars', lambda: screen)
+        got = folder_images(tmp_path, 8)
+        assert got.images[:, :2, 0, 0].tolist() == [[i//250, i % 250] for i in range(500)]
+        assert ('500/500' in capsys.readouterr().out) == screen, 'a bar on a screen, and none in a pipe'
 
 
 def test_labels_come_from_the_first_level(tmp_path):
