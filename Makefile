@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 MIN_PY := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 SETUP  := settings.ini setup.py pyproject.toml
 
-.PHONY: help demo test export refresh readme clean
+.PHONY: help demo test export refresh readme docs clean
 
 help:
 	@echo "make demo     install into $(VENV) and run the whole method on the embedded images: runs/demo/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make export   write spot_artifacts/*.py from the notebooks and clean the notebooks"
 	@echo "make refresh  export, run the notebooks again, save their outputs and README.md  (NB='03_damage index': only these)"
 	@echo "make readme   write README.md from nbs/index.ipynb"
+	@echo "make docs     build the site from the notebooks and their saved outputs: _docs/index.html"
 	@echo "make clean    delete caches, builds and the check's $(VENV)-newest; $(VENV) and runs/ stay"
 	@echo ""
 	@echo "Another Python:           make demo PYTHON=python3.12   ($(MIN_PY) or newer; delete an older $(VENV) first)"
@@ -38,6 +39,9 @@ refresh: export
 
 readme: $(VENV)/dev
 	$(BIN)/python tools/readme.py
+
+docs: $(VENV)/dev
+	$(BIN)/python tools/docs.py
 
 clean:
 	rm -rf build dist *.egg-info _docs _proc .pytest_cache $(VENV)-newest

@@ -1,0 +1,142 @@
+"""Build the site in _docs/: the notebooks with their saved outputs, the guides, and a page for each module.
+
+Needs neither Quarto nor the network. Of the notebooks only those with an `#| exec_doc` cell are run: they show results files."""
+import dataclasses, json, re, shutil, sys, tempfile
+from pathlib import Path
+
+import nbformat, yaml
+from nbdev.config import get_config
+from nbformat.v4 import new_markdown_cell, new_raw_cell
+from smalldocs import api, layout
+from smalldocs.config import BuildError, load
+from smalldocs.site import Site
+
+from readme import LINK
+from refresh import Client
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS, OUT, KATEX = ROOT/'nbs', ROOT/'_docs', ROOT/'tools/katex'
+COPIED = '.md', '.qmd', '.yml', '.css', '.svg', '.png', '.jpg', '.json', '.csv', '.html', '.js'
+CFG = get_config(cfg_name='settings.ini', path=ROOT)
+BLOB = f'{CFG.git_url}/blob/{CFG.branch}'
+COLAB = f'https://colab.research.google.com/github/{CFG.user}/{CFG.repo}/blob/{CFG.branch}'
+RUN_IT = (f'::: {{{{.run-it}}}}\n[Open in Colab]({COLAB}/nbs/{{0}}) (there, first of all: `!pip install git+{CFG.git_url}`) · '
+          f'[the notebook on GitHub]({BLOB}/nbs/{{0}})\n:::')
+
+
+def relink(text):
+    "Pictures of the project's images/ lie in the site; its other files are links to the repository."
+    def target(path): return path[3:] if path.startswith('../images/') else f'{BLOB}/{path[3:]}'
+    return LINK.sub(lambda m: m[1] + (target(m[2]) if m[2].startswith('../') else m[2]), text)
+
+
+def shown(cell, heading):
+    "The cell as the site shows it: without the directives that only nbdev reads, and its pictures with a text."
+    if cell.cell_type == 'markdown': cell.source = relink(cell.source)
+    if cell.cell_type != 'code': return cell
+    cell.source = re.sub(r'^#\|(?! *[\w-]+: ).*\n?', '', cell.source, flags=re.MULTILINE)
+    outputs = [o.get('data', {}) for o in cell.outputs]
+    for data in outputs:
+        if 'text/markdown' in data: data['text/markdown'] = relink(data['text/markdown'])
+    if any('image/png' in data for data in outputs) and 'fig-alt:' not in cell.source:
+        cell.source = f'#| fig-alt: {json.dumps("Figure: " + heading)}\n{cell.source}'
+    return cell
+
+
+def notebook_page(path):
+    "The notebook as a page: its title and summary in front, links to run it, and no hidden cells."
+    nb = nbformat.read(path, as_version=4)
+    if any('#| exec_doc' in c.source for c in nb.cells): Client(nb, path.name, set()).execute()
+    heading, _, summary = nb.cells.pop(0).source.partition('\n')
+    heading, number = heading.lstrip('# '), re.match(r'(\d\d\w?)_', path.stem)
+    front = dict(title=f'{number[1]} · {heading}' if number else heading, description=summary.strip('> \n'))
+    cells = [new_raw_cell(f'---\n{yaml.safe_dump(front, allow_unicode=True, width=1000)}---')]
+    if number: cells.append(new_markdown_cell(RUN_IT.format(path.name)))
+    for cell in nb.cells:
+        if cell.cell_type == 'code' and re.search(r'^#\| *hide\b', cell.source, re.MULTILINE): continue
+        if title := cell.cell_type == 'markdown' and re.search(r'^#+ (.*)', cell.source, re.MULTILINE): heading = title[1]
+        cells.append(shown(cell, heading))
+    nb.cells = cells
+    return nb
+
+
+def gather(site):
+    "Copies nbs/ to the folder `site`, notebooks as pages, with what they show from the rest of the project."
+    for file in sorted(NBS.rglob('*')):
+        to = site/file.relative_to(NBS)
+        if any(part.startswith('.') for part in to.relative_to(site).parts): continue
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == '.ipynb': nbformat.write(notebook_page(file), to)
+        elif file.suffix == '.md': to.write_text(relink(file.read_text(encoding='utf-8')), encoding='utf-8')
+        elif file.suffix in COPIED: shutil.copy(file, to)
+    shutil.copytree(ROOT/'images', site/'images')
+    shutil.copy(ROOT/'CHANGELOG.md', site.parent)
+
+
+def field_docs(docments):
+    "smalldocs' reader of parameters, which also reads what a dataclass's fields say of themselves."
+    def read(sym):
+        found = docments(sym)
+        for f in dataclasses.fields(sym) if dataclasses.is_dataclass(sym) else ():
+            if f.name in found: found[f.name].docment = found[f.name].docment or f.metadata.get('doc')
+        return found
+    return read
+
+
+def source_of(module):
+    "The name of the notebook that exports the module."
+    return next(f.name for f in NBS.glob(f'[0-9]*_{module}.ipynb'))
+
+
+def library_pages(site):
+    "Writes a page for each module, and the index by which names in the text become links."
+    api.safe_docments = field_docs(api.safe_docments)
+    lib = CFG.lib_name
+    (site/'api').mkdir()
+    (site/'api/_metadata.yml').write_text('code-overflow: wrap\n')
+    pages = api.build(api.Settings(site=site, packages=[lib], root=ROOT, source=BLOB))
+    for page in pages:
+        text = page.read_text(encoding='utf-8').replace(f'title: "{lib}.', 'title: "', 1)
+        notebook = source_of(page.stem)
+        note = f'\n`from {lib}.{page.stem} import *` · explained in [notebook {notebook[:2]}](../{notebook})\n'
+        page.write_text(text.replace('\n---\n', f'\n---\n{note}', 1), encoding='utf-8')
+    index = json.loads((site/'_symbols.json').read_text())
+    said = {name: target for name, target in index.items() if re.search('[A-Z_.]', name)}  # a `fit` may be anybody's
+    (site/'_symbols.json').write_text(json.dumps(said))
+
+
+def drop_missing(project):
+    "The game stands in the sidebar once it has been made."
+    bar = project.website['sidebar']
+    bar['contents'] = [c for c in bar['contents'] if 'href' not in c or (project.root/c['href']).exists()]
+
+
+def mend(out):
+    "No file of the site asks another host: KaTeX lies in the site, and letters are the reader's own."
+    shutil.copytree(KATEX, out/'site_libs/katex')
+    for page in out.rglob('*.html'):
+        up = '../'*len(page.relative_to(out).parent.parts)
+        text = page.read_text(encoding='utf-8').replace(layout.KATEX, f'{up}site_libs/katex')
+        if page.parent.name == 'api': text = re.sub(r'/nbs/api/(\w+)\.qmd', lambda m: f'/nbs/{source_of(m[1])}', text)
+        page.write_text(text, encoding='utf-8')
+    for css in (out/'site_libs/themes').rglob('*.css'):
+        css.write_text(re.sub(r'@import\s+url\([^)]*\);?', '', css.read_text(encoding='utf-8')), encoding='utf-8')
+
+
+def main(out=OUT):
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp)/'nbs'
+        gather(folder)
+        library_pages(folder)
+        project = load(folder)
+        drop_missing(project)
+        site = Site(project, quiet=True)
+        site.out = Path(out).resolve()
+        try: pages = site.build()
+        except BuildError as e: sys.exit(str(e))
+    mend(site.out)
+    if site.warnings: sys.exit('\n'.join(['The site is built, but:', *site.warnings]))
+    print(f'{pages} pages in {site.out}: open index.html there, or serve it: python -m http.server -d {site.out}')
+
+
+if __name__ == '__main__': main(*sys.argv[1:])
