@@ -1,0 +1,178 @@
+"The site: built once, served from this machine, every page opened in a browser, at a phone's and at a desktop's width."
+import re, subprocess, sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+
+LOOK = '''() => {
+    const bad = e => e.closest('pre, code, .katex, script, style')
+    const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), words = []
+    while (walk.nextNode()) if (!bad(walk.currentNode.parentElement)) words.push(walk.currentNode.data)
+    const all = (css, f) => [...document.querySelectorAll(css)].map(f)
+    return {
+        text: words.join(''),
+        ids: all('[id]', e => e.id),
+        links: all('a[href]', a => a.href),
+        targets: all('[src], link[href]', e => e.src || e.href),
+        pictures: all('img', i => [i.naturalWidth > 0, i.alt, i.src.slice(0, 80)]),
+        formulas: all('.math', m => [!!m.querySelector('.katex') && !m.querySelector('.katex-error'), m.textContent.slice(0, 80)]),
+    }
+}'''
+TOO_WIDE = '''() => [document.documentElement, document.querySelector('main')].some(e => e && e.scrollWidth > e.clientWidth) &&
+    [...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth && e.clientWidth && getComputedStyle(e).overflowX == 'visible')
+        .map(e => e.outerHTML.slice(0, 80)).slice(-3)'''
+
+
+@pytest.fixture(scope='session')
+def built(root, tmp_path_factory):
+    "How `make docs` ended, and the folder of the site."
+    if sys.version_info < (3, 11): pytest.skip('make docs needs Python 3.11 or newer')
+    out = tmp_path_factory.mktemp('docs')/'site'
+    return subprocess.run([sys.executable, 'tools/docs.py', out], cwd=root, capture_output=True, text=True), out
+
+
+@pytest.fixture(scope='session')
+def site(built):
+    ended, folder = built
+    assert (folder/'index.html').exists(), ended.stderr
+    return folder
+
+
+@pytest.fixture(scope='session')
+def address(site):
+    "Where the site is served."
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+        def do_GET(self):
+            if self.path == '/favicon.ico': return self.send_response(204) or self.end_headers()  # asked for by a page without one
+            super().do_GET()
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+
+@pytest.fixture(scope='session')
+def pages(site, address, browser):
+    "By address: what each page shows, says and asks for."
+    found = {}
+    for file in sorted(site.rglob('*.html')):
+        url = address + file.relative_to(site).as_posix()
+        page = browser.new_page(viewport={'width': 390, 'height': 800})
+        errors, requests = [], []
+        page.on('console', lambda message: errors.append(message.text) if message.type in ('error', 'warning') else None)
+        page.on('pageerror', lambda error: errors.append(str(error)))
+        page.on('request', lambda request: requests.append(request.url))
+        page.on('response', lambda response: errors.append(f'{response.status} {response.url}') if response.status >= 400 else None)
+        page.goto(url, wait_until='load')
+        seen = page.evaluate(LOOK)
+        seen['wide'] = {'390 px': page.evaluate(TOO_WIDE)}
+        page.set_viewport_size({'width': 1280, 'height': 800})
+        seen['wide']['1280 px'] = page.evaluate(TOO_WIDE)
+        found[url] = dict(seen, errors=errors, requests=requests)
+        page.close()
+    return found
+
+
+@pytest.fixture
+def page(browser, address):
+    "The home page, for a visit."
+    page = browser.new_page(viewport={'width': 1280, 'height': 800})
+    page.goto(address, wait_until='load')
+    yield page
+    page.close()
+
+
+def complaints(pages, of): return {url: bad for url, seen in pages.items() if (bad := of(seen))}
+
+
+def test_builds_without_complaint(built): assert built[0].returncode == 0, built[0].stderr
+
+
+def test_pages_are_there(root, pages, address):
+    "Each notebook and each module has its page."
+    wanted = [f'{f.stem}.html' for f in (root/'nbs').glob('*.ipynb')]
+    wanted += [f'api/{f.stem}.html' for f in (root/'spot_artifacts').glob('*.py') if f.stem[0] != '_']
+    assert not {address + name for name in wanted} - pages.keys()
+
+
+def test_no_errors(pages): assert not complaints(pages, lambda seen: seen['errors'])
+
+
+def test_asks_no_other_host(pages, address):
+    def elsewhere(url): return not url.startswith((address, 'data:', 'blob:'))
+    assert not complaints(pages, lambda seen: [url for url in [*seen['requests'], *seen['targets']] if elsewhere(url)])
+
+
+def test_pictures_show_and_say_what_they_are(pages):
+    assert sum(len(seen['pictures']) for seen in pages.values()) > 20
+    assert not complaints(pages, lambda seen: [rest for shows, *rest in seen['pictures'] if not (shows and rest[0].strip())])
+
+
+def test_links_lead_somewhere(pages, site, address):
+    def broken(link):
+        url, anchor = urldefrag(link)
+        if not url.startswith(address): return not link.startswith(('https://', 'mailto:'))
+        url = urljoin(url, 'index.html') if url.endswith('/') else url
+        if url in pages: return bool(anchor) and unquote(anchor) not in pages[url]['ids']
+        return not (site/unquote(urlsplit(url).path[1:])).is_file()
+    assert not complaints(pages, lambda seen: sorted({link for link in seen['links'] if broken(link)}))
+
+
+def test_formulas_are_set(pages):
+    assert sum(len(seen['formulas']) for seen in pages.values()) > 50
+    assert not complaints(pages, lambda seen: [tex for fine, tex in seen['formulas'] if not fine])
+    raw = re.compile(r'\$\$|\$[^$\n]*[\\_^][^$\n]*\$|\\(?:frac|mathbf|sum|hat|phi|begin|odot)\b|\{#|@fig-|@eq-')
+    assert not complaints(pages, lambda seen: raw.findall(seen['text']))
+
+
+def test_no_sideways_scroll(pages):
+    assert not complaints(pages, lambda seen: {width: bad for width, bad in seen['wide'].items() if bad})
+
+
+def test_notebooks_can_be_run_and_edited(root, pages, address):
+    for file in (root/'nbs').glob('[0-9]*.ipynb'):
+        links = pages[f'{address}{file.stem}.html']['links']
+        assert any(link.startswith('https://colab.') and link.endswith(f'/nbs/{file.name}') for link in links), file.name
+        assert any('/edit/' in link and link.endswith(f'/nbs/{file.name}') for link in links), file.name
+
+
+def test_search(page):
+    page.get_by_role('searchbox').fill('RepairBlock')
+    results = page.locator('.search-result')
+    results.first.wait_for()
+    assert any('api/repair.html#RepairBlock' in r.get_attribute('href') for r in results.all())
+    results.first.click()
+    page.wait_for_url('**/*repair*')
+    assert 'RepairBlock' in page.locator('main').inner_text()
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_light_and_dark(page, scheme):
+    "Text stands out, in the text and in the sidebar."
+    page.emulate_media(color_scheme=scheme)
+    page.reload(wait_until='load')
+    def brightness(css, of):
+        r, g, b = map(float, re.findall(r'[\d.]+', page.eval_on_selector(css, f'e => getComputedStyle(e).{of}'))[:3])
+        return (.3*r + .6*g + .1*b)/255
+    papers = [brightness(css, 'backgroundColor') for css in ('body', '#quarto-sidebar')]
+    inks = [brightness(css, 'color') for css in ('main p', '.sidebar-link:not(.active)')]
+    if scheme == 'light': assert min(papers) > .9 and max(inks) < .4
+    else: assert max(papers) < .2 and min(inks) > .7
+
+
+def test_game(page, site):
+    "Found from the home page, and played to its end with the keyboard."
+    if not (site/'game/index.html').exists(): pytest.skip('nbs/game/index.html has not been made yet')
+    page.locator('#quarto-sidebar a[href$="game/index.html"]').click()
+    page.wait_for_load_state('load')
+    assert page.locator('#real').is_visible() and page.locator('#corrupt').is_visible()
+    result, turns = page.locator('#result'), 0
+    while not result.is_visible() and turns < 100:
+        page.keyboard.press('rc'[turns % 2])
+        page.wait_for_timeout(50)
+        turns += 1
+    assert turns >= 20 and len(re.findall(r'\d+', result.inner_text())) >= 2

@@ -1,0 +1,37 @@
+"The guides: their commands are commands of `spot-artifacts`, and their Python runs."
+import re, shlex
+
+import nbformat, pytest
+from PIL import Image
+
+from spot_artifacts.cli import parser
+from spot_artifacts.data import embedded, folder_images
+from spot_artifacts.training import Recipe, pretrain
+
+
+def text_of(path):
+    if path.suffix == '.md': return path.read_text(encoding='utf-8')
+    return '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'markdown')
+
+
+def blocks(path, language): return re.findall(rf'```{language}\n(.*?)```', text_of(path), re.S)
+
+
+@pytest.mark.parametrize('guide', ['index.ipynb', 'own_images.md', 'reproduce.ipynb'])
+def test_commands(root, guide):
+    lines = '\n'.join(blocks(root/'nbs'/guide, 'sh')).splitlines()
+    commands = [words[1:] for line in lines if (words := shlex.split(line.rstrip('& '), comments=True))[:1] == ['spot-artifacts']]
+    assert commands
+    for words in commands: parser().parse_args(words)  # exits where a word is not understood
+
+
+def test_own_images_python(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'photos').mkdir()
+    for i, image in enumerate(embedded(40, 64, seed=9, cache=False).images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path/f'photos/{i}.png')
+    pretrain(folder_images('photos', 64), Recipe.small(64, width=.1, ae_width=.1, auto_epochs=1., epochs=1., batch=16), 'runs/photos', progress=False)
+    names = {}
+    for code in blocks(root/'nbs/own_images.md', 'python'): exec(code, names)
+    assert names['features'].shape[0] == 32 and names['features'].isfinite().all()
+    assert Recipe.load('mine.json').drop_rate == .7
