@@ -1,6 +1,6 @@
 """What people get wrong, and what machines do to them: one line that names the thing and the mend, and nothing is lost.
 
-On stderr stands that one line, `spot-artifacts: ...`; a notice of images that were skipped may stand before it."""
+On stderr stands that one line, `spot-artifacts: ...`; notices of images that were skipped or of a damaged checkpoint may stand before it."""
 import errno, hashlib, json, os, pickle, shutil, signal, subprocess, sys, time
 
 import numpy as np, pytest, torch
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from spot_artifacts import training
 from spot_artifacts.cli import main
-from spot_artifacts.training import load_checkpoint, load_weights
+from spot_artifacts.training import before, load_checkpoint, load_weights
 
 TINY = ['--size', '32', '--width', '0.05', '--batch', '8', '--device', 'cpu']
 
@@ -55,7 +55,7 @@ def fails(capsys):
         err = capsys.readouterr().err
         *notices, line = err.splitlines()
         assert stop.value.code == status and err.endswith('\n') and line.startswith('spot-artifacts: '), err
-        assert all(': skipped ' in n for n in notices) and 'Traceback' not in err, err
+        assert all(': skipped ' in n or ': damaged. Going on from ' in n for n in notices) and 'Traceback' not in err, err
         missing = [str(s) for s in says if str(s) not in line]
         assert not missing, f'{missing} not in {line!r}'
         return line
@@ -82,7 +82,19 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
 
 
+def digests(run):
+    "The SHA-256 of the contents of all checkpoints."
+    return {f.name: torch.load(f, weights_only=True)['sha256'] for f in run.glob('*.ckpt')}
+
+
 def halve(file): file.write_bytes(file.read_bytes()[:file.stat().st_size//2])
+
+
+def flip(file):
+    "One bit, in the middle of the largest tensor."
+    content = bytearray(file.read_bytes())
+    content[len(content)//2] ^= 1
+    file.write_bytes(content)
 
 
 class Bomb:
@@ -234,9 +246,9 @@ def resume(photos, run): return 'pretrain', '--images', photos, '--out', run, '-
 
 
 def test_a_results_folder_that_exists(run, photos, tmp_path, fails):
-    before = state(run)
+    was = state(run)
     fails('pretrain', '--images', photos, '--out', run, *TINY, says=[run, 'exists', '--resume', '--out'])
-    assert state(run) == before
+    assert state(run) == was
     (tmp_path/'a file').touch()
     fails('pretrain', '--images', photos, '--out', tmp_path/'a file', *TINY, says=['a file', 'exists'])
     fails('pretrain', '--images', photos, '--out', tmp_path/'a file/run', *TINY, says=['a file', 'Check the path'])
@@ -258,9 +270,9 @@ def test_resume_of_a_finished_run_changes_nothing(run, finished, photos, succeed
 
 @pytest.mark.parametrize('option', ['--size 64', '--width 0.1', '--batch 4', '--seed 5', '--epochs 3', '--steps 7', '--recipe paper'])
 def test_resume_with_other_options(run, photos, fails, option):
-    before = state(run)
+    was = state(run)
     fails(*resume(photos, run), *option.split(), says=[run, 'began with', 'Leave'])
-    assert state(run) == before
+    assert state(run) == was
 
 
 def test_resume_with_other_images(run, tmp_path, fails):
@@ -275,22 +287,27 @@ def test_resume_where_no_run_is(tmp_path, photos, fails, there):
 
 @pytest.mark.parametrize('name', ['auto.ckpt', 'game.ckpt'])
 @pytest.mark.parametrize('spoil', [halve, lambda f: f.write_bytes(b''), lambda f: torch.save({'model': 3}, f), lambda f: torch.save([1, 2], f),
-                                   lambda f: shutil.copy(f.with_name({'auto.ckpt': 'game.ckpt', 'game.ckpt': 'auto.ckpt'}[f.name]), f)],
-                         ids=['cut', 'empty', 'dictionary', 'list', 'other phase'])
+                                   lambda f: shutil.copy(f.with_name(f.name.replace('auto', 'x').replace('game', 'auto').replace('x', 'game')), f), flip],
+                         ids=['cut', 'empty', 'dictionary', 'list', 'other phase', 'bit'])
 def test_a_damaged_checkpoint(run, finished, photos, fails, succeeds, name, spoil):
+    files = run/name, before(run/name)
     spoil(run/name)
-    before = state(run)
-    fails(*resume(photos, run), says=[run/name, 'delete it', '--resume'])
-    assert state(run) == before, 'the other files must stay as they are'
-    (run/name).unlink()
+    said = succeeds(*resume(photos, run))
+    assert said.err == f'{run/name}: damaged. Going on from {files[1].name}, one round earlier.\n'
+    assert same_weights(run, finished) and digests(run) == digests(finished), 'the same, although one round is played again'
+    for file in files: spoil(file)
+    was = state(run)
+    fails(*resume(photos, run), says=[*files, 'delete both', '--resume'])
+    assert state(run) == was, 'the other files must stay as they are'
+    for file in files: file.unlink()
     succeeds(*resume(photos, run))                                      # the mend
     assert same_weights(run, finished)
 
 
 @pytest.mark.parametrize('dump', [torch.save, lambda value, file: file.write_bytes(pickle.dumps(value))], ids=['torch', 'pickle'])
 def test_a_hostile_checkpoint_is_never_executed(run, photos, tmp_path, fails, dump):
-    dump(dict(model=Bomb(tmp_path/'boom')), run/'game.ckpt')
-    fails(*resume(photos, run), says=[run/'game.ckpt', 'delete it', '--resume'])
+    for file in run/'game.ckpt', before(run/'game.ckpt'): dump(dict(model=Bomb(tmp_path/'boom'), sha256=''), file)
+    fails(*resume(photos, run), says=[run/'game.ckpt', 'delete both', '--resume'])
     assert not (tmp_path/'boom').exists()
 
 
