@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PARTS', 'SKELETONS', 'CLASSES', 'RENDERER', 'SUFFIXES', 'SpotError', 'ImagesError', 'RecipeError', 'WeightsError',
            'CheckpointError', 'RunError', 'Diverged', 'DiskError', 'ImageSet', 'cache_dir', 'embedded', 'show_images',
-           'load_image', 'list_images', 'bars', 'folder_images', 'stl10', 'to_float', 'Augment', 'CentralCrop',
-           'TensorDL', 'spot_dls']
+           'load_image', 'list_images', 'bars', 'folder_images', 'split_folders', 'link_listing', 'stl10', 'to_float',
+           'Augment', 'CentralCrop', 'TensorDL', 'spot_dls']
 
 # %% ../nbs/00_data.ipynb #cell-4
 import hashlib, math, os, sys, warnings
@@ -379,6 +379,43 @@ def folder_images(
                     f'{path.resolve().name}-{size}', skipped=tuple(skipped))
 
 # %% ../nbs/00_data.ipynb #cell-60
+def _class_folders(path):
+    "Names of the class folders in `path`; ImagesError if they cannot be the classes."
+    if not path.is_dir(): raise ImagesError(f'{path}: no such folder. Wanted are train/<class>/<images> and val/<class>/<images>, as ImageNet and Places come.')
+    names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
+    if len(names) < 2: raise ImagesError(f'{path}: {len(names)} class folders. If its images lie side by side, as in ImageNet\'s val, link_listing sorts them by a listing.')
+    if all(len(n) == 1 for n in names): raise ImagesError(f'{path}: folders {names[0]} to {names[-1]} are letters and the classes lie below, as in Places. link_listing makes class folders from its listing.')
+    return names
+
+def split_folders(
+    root,            # holds the folders `train` and `val`
+    val='val'        # what the second is called
+) -> tuple:          # two paths for `folder_images(..., labelled=True)`
+    "The two folders of a labelled set, their classes compared. Only names are read, no image."
+    train, val = (Path(root).expanduser()/name for name in ('train', val))
+    a, b = (set(_class_folders(folder)) for folder in (train, val))
+    if a != b:
+        odd, other = (min(a - b), val) if a - b else (min(b - a), train)
+        raise ImagesError(f'{root}: {len(a ^ b)} class folders are in one of train and {val.name} only, the first is {odd}. Make {other/odd}, or take its twin away.')
+    return train, val
+
+def link_listing(
+    listing,     # a text file, each line: an image's path, a space or comma, its class
+    images,      # the folder that these paths start from
+    out          # a new folder
+) -> Path:       # `out`, with a folder of links per class
+    "Class folders made from a listing, as ImageNet's val and Places need them. Nothing is copied."
+    images, out = Path(images).expanduser().resolve(), Path(out).expanduser()
+    if out.exists(): raise ImagesError(f'{out}: exists already. Give a new folder.')
+    for line in filter(None, map(str.strip, Path(listing).expanduser().read_text().splitlines())):
+        file, _, label = line.replace(',', ' ').rpartition(' ')
+        name, label = file.strip().strip('/'), label.replace('/', '-').lstrip('.')
+        if not (images/name).is_file(): raise ImagesError(f'{listing}: no file {images/name}. Each line is an image\'s path below {images}, and its class.')
+        (out/label).mkdir(parents=True, exist_ok=True)
+        (out/label/name.replace('/', '-')).symlink_to(images/name)
+    return out
+
+# %% ../nbs/00_data.ipynb #cell-64
 def _stl10_bytes(file, *shape):
     "The bytes of one of STL-10's files, not yet read into memory, as (N, *shape)."
     n = file.stat().st_size
@@ -399,7 +436,7 @@ def _stl10_download(root):
     try: STL10(root, 'test', download=True)
     except (OSError, RuntimeError) as e: raise ImagesError(f'STL-10 could not be downloaded to {root}: {e}. Try again later.')
 
-# %% ../nbs/00_data.ipynb #cell-61
+# %% ../nbs/00_data.ipynb #cell-65
 def stl10(
     root,                  # folder that holds (or will hold) the folder `stl10_binary`
     split:str='train',     # 'unlabeled' (100,000 images), 'train' (5,000) or 'test' (8,000)
@@ -428,14 +465,14 @@ def stl10(
     name = f'stl10-{split}' + (f'-fold{fold}' if fold is not None else '')
     return ImageSet(_stl10_images(columns, index, size), labels, classes if labels is not None else (), f'{name}-{size}')
 
-# %% ../nbs/00_data.ipynb #cell-66
+# %% ../nbs/00_data.ipynb #cell-70
 def to_float(
     images:torch.Tensor  # (N, 3, H, W) uint8
 ) -> torch.Tensor:       # float in [-1, 1]
     "The paper's x."
     return images/127.5 - 1
 
-# %% ../nbs/00_data.ipynb #cell-69
+# %% ../nbs/00_data.ipynb #cell-73
 class Augment:
     "Random resized crop, flip, brightness and saturation of a whole uint8 batch, one affine map per image."
     def __init__(self,
@@ -477,7 +514,7 @@ class Augment:
 
     def __call__(self, images, g=None): return self.apply(images, *self.draw(len(images), g, images.device))
 
-# %% ../nbs/00_data.ipynb #cell-77
+# %% ../nbs/00_data.ipynb #cell-81
 class CentralCrop:
     "The central part of a whole uint8 batch, resized."
     def __init__(self,
@@ -492,7 +529,7 @@ class CentralCrop:
         x = to_float(images[..., edge:images.shape[-2] - edge, edge:images.shape[-1] - edge])
         return F.interpolate(x, (self.size, self.size), mode='bilinear')
 
-# %% ../nbs/00_data.ipynb #cell-80
+# %% ../nbs/00_data.ipynb #cell-84
 def _fits(images, device):
     "Do the images leave at least half of the device's free memory to the networks?"
     return device.type != 'cuda' or images.nbytes < torch.cuda.mem_get_info(device)[0]/2
@@ -501,7 +538,7 @@ def _shuffled(n, bs, g):
     "Batches of indices without end, each epoch in a new order and in full batches."
     while True: yield from torch.randperm(n, generator=g, device=g.device).split(bs)[:max(1, n//bs)]
 
-# %% ../nbs/00_data.ipynb #cell-81
+# %% ../nbs/00_data.ipynb #cell-85
 class TensorDL:
     "Batches of an `ImageSet` that lies on the device: gather, augment, done; no per-image Python."
     def __init__(self,
@@ -543,7 +580,7 @@ class TensorDL:
         x, *y = [t[:max_n] for t in self.one_batch()]
         show_images(x, [self.data.classes[c] for c in y[0]] if y and self.data.classes else (), cols=8)
 
-# %% ../nbs/00_data.ipynb #cell-83
+# %% ../nbs/00_data.ipynb #cell-87
 def spot_dls(
     train,            # `ImageSet`, augmented and shuffled
     valid,            # `ImageSet`, the central 85 %, in order
