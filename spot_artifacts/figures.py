@@ -27,7 +27,7 @@ from .damage import draw_mask
 from .repair import RepairBlock
 from .discriminator import LAYERS, SameConv, SamePool
 from .training import picture_rows, to_image
-from .visualize import board, judge, one_hand, pixels, show_columns
+from .visualize import board, judge, one_hand, pixels, seeded, show_columns
 
 # %% ../nbs/09b_figures.ipynb #cell-9
 GREEN, RED = '#1b7f3b', '#d1242f'    # the paper's colours for real and corrupt; a letter says the same
@@ -38,15 +38,15 @@ def captioned(
     caption     # what to look for
 ):              # the same figure, taller
     "A title above a figure and a caption below it."
-    lines = textwrap.wrap(caption, 71)
+    lines = textwrap.wrap(caption, 64)
     width, inner = fig.get_size_inches()
-    above, below = .34, .165*len(lines) + .12
+    above, below = .34, .182*len(lines) + .12
     height = inner + above + below
     places = [ax.get_position() for ax in fig.axes]
     fig.set_size_inches(width, height)
     for ax, p in zip(fig.axes, places): ax.set_position([p.x0, (below + p.y0*inner)/height, p.width, p.height*inner/height])
     fig.text(.012, 1 - .1/height, title, fontsize=12, weight='bold', va='top')
-    fig.text(.012, below/height - .06/height, '\n'.join(lines), fontsize=9, va='top', linespacing=1.25)
+    fig.text(.012, below/height - .06/height, '\n'.join(lines), fontsize=10, va='top', linespacing=1.25)
     return fig
 
 def badge(
@@ -102,13 +102,13 @@ def five_columns(
 ):                  # {column: (n, 3, S, S) in [-1, 1]}, and Omega (n, 1, M, N)
     "The columns (a) to (e) of Fig. 3."
     (x, _, _, bare, fake), mask = one_hand(players, images)
-    if ungated: open_gate = ungated.eval().repaired(ungated.damaged(x, mask)[1], mask)
+    if ungated: open_gate = ungated.eval().paint(ungated.damaged(x, mask)[1], mask)
     else:
         free = deepcopy(players.repaired)
         for m in free.modules():
             if isinstance(m, RepairBlock): m.gated = False
         open_gate = free(players.damaged(x, mask)[1], mask)
-    twice = players.repaired(players.damaged(fake, mask)[1], mask)
+    with seeded(0, x.device): twice = players.paint(players.damaged(fake, mask)[1], mask)
     return {'(a)\noriginal': x, '(b)\nrepaired': fake, '(c)\nno repair': bare, '(d)\nno gate': open_gate, '(e)\ntwice': twice}, mask
 
 def damage_figure(
@@ -134,10 +134,10 @@ def by_hand(
     players,     # TwoPlayers
     image,       # (3, S, S) uint8
     mask         # Omega (1, 1, M, N)
-):               # mask, fake without repair and repaired fake, (3, 1, 3, S, S) in [-1, 1]; C's P(real) of the last
+):               # replica, mask, fake without and with repair, (4, 1, 3, S, S) in [-1, 1]; C's P(real) of the last
     "One image damaged by one mask."
     device = next(players.parameters()).device
-    rows = picture_rows(players, to_float(image[None].to(device)), mask.to(device))[2:]
+    rows = picture_rows(players, to_float(image[None].to(device)), mask.to(device))[1:]
     return torch.stack([r.float().cpu() for r in rows]), judge(players, rows[-1])[0].item()
 
 def by_hand_figure(
@@ -147,7 +147,7 @@ def by_hand_figure(
 ):               # matplotlib figure
     "One image damaged by several masks: the panel as a still picture."
     shown, p_real = zip(*(by_hand(players, image, m[None]) for m in masks))
-    columns = dict(zip(('mask', 'no repair', 'repaired'), torch.cat(shown, 1)))
+    columns = dict(zip(('undamaged', 'mask', 'no repair', 'repaired'), torch.cat(shown, 1)))
     return show_columns(columns, [f'{(m == 0).float().mean():.0%} dropped\nP(real)\n{p:.2f}' for m, p in zip(masks, p_real)])
 
 # %% ../nbs/09b_figures.ipynb #cell-17
@@ -167,13 +167,13 @@ def damage_panel(
     square = W.Layout(width='26px', height='26px', padding='0', margin='1px')
     cells = [W.ToggleButton(tooltip=f'drop row {i//grid + 1}, column {i % grid + 1}', layout=square) for i in range(grid*grid)]
     theta = W.FloatSlider(rate, min=.05, max=.95, step=.05, description='theta', continuous_update=False)
-    picture, says = W.Image(format='png', layout=W.Layout(width='600px', max_width='100%')), W.HTML()
+    picture, says = W.Image(format='png', layout=W.Layout(width='720px', max_width='100%')), W.HTML()
     def draw(_=None):
         mask = torch.tensor([not c.value for c in cells]).float().view(1, 1, grid, grid)
         shown, p_real = by_hand(players, image, mask)
         strip = to_image([torch.cat(list(shown))])
-        out = io.BytesIO(); strip.resize((600, 200), Image.NEAREST).save(out, 'png')
-        picture.value, says.value = out.getvalue(), f'mask, no repair, repaired. C: P(real) = {p_real:.2f}'
+        out = io.BytesIO(); strip.resize((720, 180), Image.NEAREST).save(out, 'png')
+        picture.value, says.value = out.getvalue(), f'undamaged, mask, no repair, repaired. C: P(real) = {p_real:.2f}'
     def throw(_=None):
         for c, kept in zip(cells, draw_mask(1, grid, theta.value).flatten()): c.unobserve_all('value'); c.value = not kept; c.observe(draw, 'value')
         draw()

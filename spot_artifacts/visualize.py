@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'PROBED', 'STYLE', 'judge', 'spot_artifacts', 'heat', 'pixels', 'board', 'show_columns',
-           'one_hand', 'fakes_figure', 'maps_figure', 'plot_lines', 'plot_curves', 'plot_probes', 'verdicts', 'picture',
-           'html_table', 'probe_table', 'aims_section', 'about_section', 'pictures_section', 'write_report']
+           'seeded', 'one_hand', 'fakes_figure', 'maps_figure', 'plot_lines', 'plot_curves', 'plot_probes', 'verdicts',
+           'picture', 'html_table', 'probe_table', 'aims_section', 'about_section', 'pictures_section', 'write_report']
 
 # %% ../nbs/09_visualize.ipynb #cell-3
 import base64, io, json
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -88,6 +89,16 @@ def show_columns(
     return fig
 
 # %% ../nbs/09_visualize.ipynb #cell-16
+@contextmanager
+def seeded(
+    seed,         # of everything drawn inside: noise that fills holes, a GAN's input
+    device        # where it is drawn
+):
+    "Inside, random numbers follow from the seed; outside, nothing was drawn."
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(seed)
+        yield
+
 def one_hand(
     players,      # TwoPlayers
     images,       # (n, 3, S, S) uint8
@@ -96,7 +107,8 @@ def one_hand(
     "Images, replicas, masks, damage and fakes under one fixed draw of masks."
     x = to_float(images.to(next(players.parameters()).device))
     mask = draw_mask(len(x), players.recipe.grid, players.recipe.drop_rate, torch.Generator().manual_seed(seed)).to(x.device)
-    return picture_rows(players, x, mask), mask
+    if players.generator: mask = torch.zeros_like(mask)              # a GAN keeps nothing of an image
+    with seeded(seed, x.device): return picture_rows(players, x, mask), mask
 
 def fakes_figure(
     players,      # TwoPlayers
