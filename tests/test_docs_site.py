@@ -58,22 +58,23 @@ def address(site):
 @pytest.fixture(scope='session')
 def pages(site, address, browser):
     "By address: what each page shows, says and asks for."
-    found = {}
+    found, phone, desktop = {}, {'width': 390, 'height': 800}, {'width': 1280, 'height': 800}
+    page, errors, requests = browser.new_page(), [], []
+    page.on('console', lambda message: errors.append(message.text) if message.type in ('error', 'warning') else None)
+    page.on('pageerror', lambda error: errors.append(str(error)))
+    page.on('request', lambda request: requests.append(request.url))
+    page.on('response', lambda response: errors.append(f'{response.status} {response.url}') if response.status >= 400 else None)
     for file in sorted(site.rglob('*.html')):
         url = address + file.relative_to(site).as_posix()
-        page = browser.new_page(viewport={'width': 390, 'height': 800})
-        errors, requests = [], []
-        page.on('console', lambda message: errors.append(message.text) if message.type in ('error', 'warning') else None)
-        page.on('pageerror', lambda error: errors.append(str(error)))
-        page.on('request', lambda request: requests.append(request.url))
-        page.on('response', lambda response: errors.append(f'{response.status} {response.url}') if response.status >= 400 else None)
+        errors.clear(), requests.clear()
+        page.set_viewport_size(phone)
         page.goto(url, wait_until='load')
-        seen = page.evaluate(LOOK)
+        found[url] = seen = page.evaluate(LOOK)
         seen['wide'] = {'390 px': page.evaluate(TOO_WIDE)}
-        page.set_viewport_size({'width': 1280, 'height': 800})
+        page.set_viewport_size(desktop)
         seen['wide']['1280 px'] = page.evaluate(TOO_WIDE)
-        found[url] = dict(seen, errors=errors, requests=requests)
-        page.close()
+        seen.update(errors=[*errors], requests=[*requests])
+    page.close()
     return found
 
 

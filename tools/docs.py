@@ -4,6 +4,8 @@ Needs neither Quarto nor the network. Of the notebooks only those with an `#| ex
 import dataclasses, json, re, shutil, sys, tempfile
 from pathlib import Path
 
+if sys.version_info < (3, 11): sys.exit('The site needs Python 3.11 or newer; the library does not. Another one: make docs PYTHON=python3.12')
+
 import nbformat, yaml
 from nbdev.config import get_config
 from nbformat.v4 import new_markdown_cell, new_raw_cell
@@ -12,11 +14,10 @@ from smalldocs.config import BuildError, load
 from smalldocs.site import Site
 
 from readme import LINK
-from refresh import Client
+from refresh import Client, Failed
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, OUT, KATEX = ROOT/'nbs', ROOT/'_docs', ROOT/'tools/katex'
-COPIED = '.md', '.qmd', '.yml', '.css', '.svg', '.png', '.jpg', '.json', '.csv', '.html', '.js'
 CFG = get_config(cfg_name='settings.ini', path=ROOT)
 BLOB = f'{CFG.git_url}/blob/{CFG.branch}'
 COLAB = f'https://colab.research.google.com/github/{CFG.user}/{CFG.repo}/blob/{CFG.branch}'
@@ -64,11 +65,11 @@ def gather(site):
     "Copies nbs/ to the folder `site`, notebooks as pages, with what they show from the rest of the project."
     for file in sorted(NBS.rglob('*')):
         to = site/file.relative_to(NBS)
-        if any(part.startswith('.') for part in to.relative_to(site).parts): continue
+        if not file.is_file() or any(part.startswith('.') for part in file.relative_to(NBS).parts): continue
         to.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == '.ipynb': nbformat.write(notebook_page(file), to)
         elif file.suffix == '.md': to.write_text(relink(file.read_text(encoding='utf-8')), encoding='utf-8')
-        elif file.suffix in COPIED: shutil.copy(file, to)
+        else: shutil.copy(file, to)
     shutil.copytree(ROOT/'images', site/'images')
     shutil.copy(ROOT/'CHANGELOG.md', site.parent)
 
@@ -98,17 +99,11 @@ def library_pages(site):
     for page in pages:
         text = page.read_text(encoding='utf-8').replace(f'title: "{lib}.', 'title: "', 1)
         notebook = source_of(page.stem)
-        note = f'\n`from {lib}.{page.stem} import *` · explained in [notebook {notebook[:2]}](../{notebook})\n'
+        note = f'\n`from {lib}.{page.stem} import *` · explained in [notebook {notebook.split("_")[0]}](../{notebook})\n'
         page.write_text(text.replace('\n---\n', f'\n---\n{note}', 1), encoding='utf-8')
     index = json.loads((site/'_symbols.json').read_text())
     said = {name: target for name, target in index.items() if re.search('[A-Z_.]', name)}  # a `fit` may be anybody's
     (site/'_symbols.json').write_text(json.dumps(said))
-
-
-def drop_missing(project):
-    "The game stands in the sidebar once it has been made."
-    bar = project.website['sidebar']
-    bar['contents'] = [c for c in bar['contents'] if 'href' not in c or (project.root/c['href']).exists()]
 
 
 def mend(out):
@@ -126,14 +121,13 @@ def mend(out):
 def main(out=OUT):
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)/'nbs'
-        gather(folder)
-        library_pages(folder)
-        project = load(folder)
-        drop_missing(project)
-        site = Site(project, quiet=True)
-        site.out = Path(out).resolve()
-        try: pages = site.build()
-        except BuildError as e: sys.exit(str(e))
+        try:
+            gather(folder)
+            library_pages(folder)
+            site = Site(load(folder), quiet=True)
+            site.out = Path(out).resolve()
+            pages = site.build()
+        except (Failed, BuildError) as e: sys.exit(str(e))
     mend(site.out)
     if site.warnings: sys.exit('\n'.join(['The site is built, but:', *site.warnings]))
     print(f'{pages} pages in {site.out}: open index.html there, or serve it: python -m http.server -d {site.out}')
