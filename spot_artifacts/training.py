@@ -532,7 +532,7 @@ class Watch(Stateful):
     @torch.no_grad()
     def after_loss(self):
         if self.training: return
-        real, fake = (t.float() for t in self.pred[2:4])
+        real, fake = (t.to(next(self.model.parameters()).dtype) for t in self.pred[2:4])
         conv5 = self.model.discriminator.features(torch.cat([real, fake]))[-1]
         self.alive = (conv5 > 0).flatten(2).any(2).any(0) | self.alive
         self.spread = max(self.spread, float(fake.std(0, correction=0).mean()/real.std(0, correction=0).mean().clamp(min=1e-6)))
