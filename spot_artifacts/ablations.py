@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Row', 'ROWS', 'CONTROLS', 'SUPERVISED_EPOCHS', 'row_recipe', 'evaluate', 'shared_autoencoder', 'draw', 'networks',
            'run_row', 'ablate', 'load_results', 'spread', 'table_rows', 'to_markdown', 'to_csv', 'write_tables',
-           'agreement']
+           'agreement', 'plot_table', 'renderings']
 
 # %% ../nbs/08_ablations.ipynb #cell-3
 import csv, io, json
@@ -141,7 +141,8 @@ def ablate(
     out,             # folder of all runs
     rows=(*ROWS, *CONTROLS), # which
     seeds=1,         # runs of each row
-    **how            # labels, head_epochs, device, progress: as for `run_row`
+    progress=True,   # say which row it is, and show bars
+    **how            # labels, head_epochs, device: as for `run_row`
 )->list:             # of what the JSON files hold
     "Runs the rows, one seed after the other, skips what is finished, and writes the tables anew after each."
     if bad := [r for r in rows if r not in ROWS | CONTROLS]: raise SpotError(f'no row {bad[0]!r}: use {", ".join(ROWS | CONTROLS)}')
@@ -149,8 +150,8 @@ def ablate(
     results = []
     for seed in range(base.seed, base.seed + seeds):
         for row in rows:
-            print(f'{row}: {(ROWS | CONTROLS)[row].title}, seed {seed}', flush=True)
-            results.append(run_row(row, replace(base, seed=seed), train, test, out, **how))
+            if progress: print(f'{row}: {(ROWS | CONTROLS)[row].title}, seed {seed}', flush=True)
+            results.append(run_row(row, replace(base, seed=seed), train, test, out, progress=progress, **how))
             write_tables(results, out)
     return results
 
@@ -224,3 +225,47 @@ def agreement(
         with np.errstate(invalid='ignore', divide='ignore'): return (a*b).sum(-1)/np.sqrt((a*a).sum(-1)*(b*b).sum(-1))
     low, high = np.nanpercentile(rho(both[:, picks]), (2.5, 97.5))
     return dict(rho=float(rho(both)), low=float(low), high=float(high), rows=both.shape[1])
+
+# %% ../nbs/08_ablations.ipynb #cell-28
+def plot_table(
+    rows            # of `table_rows`
+):                  # a matplotlib figure
+    "Table 1 as two columns of dots: the paper's accuracies, and ours with their spread over seeds."
+    import matplotlib.pyplot as plt
+    fig, axs = plt.subplots(1, 2, figsize=(9, .34*len(rows) + 1.2), sharey=True, layout='constrained')
+    for y, r in enumerate(rows):
+        colour = 'black' if r['row'] in ('baseline', *CONTROLS) else 'tab:blue'
+        if r['paper'] is not None: axs[0].plot(r['paper'], y, 'o', color=colour)
+        axs[1].errorbar(r['accuracy'], y, xerr=r['sd'], fmt='o', color=colour, capsize=3)
+        axs[1].plot(max(r[layer] for layer in LAYERS), y, '|', color='tab:orange', ms=9, mew=2)
+    for ax, title in zip(axs, ('paper: STL-10', 'this run')):
+        ax.grid(axis='x', alpha=.4)
+        ax.set(title=title, xlabel='test accuracy, %')
+    axs[0].set_yticks(range(len(rows)), [f'({r["row"]}) {r["title"]}' if len(r['row']) == 1 else r['title'] for r in rows])
+    axs[0].invert_yaxis()
+    axs[1].plot([], [], 'o', color='tab:blue', label='frozen convolutions, fc layers')
+    axs[1].plot([], [], '|', color='tab:orange', ms=9, mew=2, label='best linear probe of five')
+    axs[1].legend(fontsize=8)
+    return fig
+
+# %% ../nbs/08_ablations.ipynb #cell-37
+@torch.no_grad()
+def renderings(
+    networks,       # {row: TwoPlayers}
+    images,         # (n, 3, S, S) uint8, the same for all rows
+    seed=0          # of the masks; rows with the same theta get the same ones
+):                  # a matplotlib figure
+    "Fig. 6 lying down: the images on top, then each row's fakes of them."
+    import matplotlib.pyplot as plt
+    x, lines = to_float(images), {'image': to_float(images)}
+    for name, players in networks.items():
+        r = players.eval().recipe
+        torch.manual_seed(seed)
+        mask = draw_mask(len(x), r.grid, r.drop_rate, torch.Generator().manual_seed(seed))
+        lines[name] = players.paint(players.damaged(x, mask)[1], mask)
+    fig, axs = plt.subplots(len(lines), 1, figsize=(len(x)*.9 + 2.2, .9*len(lines)), layout='constrained')
+    for ax, (name, line) in zip(axs, lines.items()):
+        ax.imshow(line.clamp(-1, 1).add(1).div(2).permute(2, 0, 3, 1).flatten(1, 2).numpy(), interpolation='nearest')
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(f'({name}) {ROWS[name].title}'.replace('(baseline) ', '') if name in ROWS else name, rotation=0, ha='right', va='center', fontsize=8)
+    return fig

@@ -71,7 +71,7 @@ def board(
 ):                # matplotlib figure, 5 inches wide, and its axes (rows, cols)
     "Room for square images, without ticks."
     side = (5 - left)/cols
-    fig, axs = plt.subplots(rows, cols, figsize=(5, rows*side + top), squeeze=False, dpi=85)
+    fig, axs = plt.subplots(rows, cols, figsize=(5, rows*side + top), squeeze=False, dpi=72)
     fig.subplots_adjust(left/5 + .008, .008*5/(rows*side + top), .992, 1 - (top + .04)/(rows*side + top), wspace=gap, hspace=gap)
     for ax in axs.flat: ax.set(xticks=[], yticks=[])
     return fig, axs

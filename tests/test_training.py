@@ -29,7 +29,7 @@ VARIANTS = dict(paper=dict(objective='minimax', kept_weight=0., balance=None, dr
     real=dict(real='image'), noise=dict(fill='noise'), padding=dict(mean_counts_padding=True), overlap=dict(kernel=3), no_mask=dict(mask_weight=0.),
     no_history=dict(history=0.), softmax=dict(class_outputs=2, bn_fc=True), shares=dict(repair_shares=True, mask_on_real=True, mask_mean=True),
     turns=dict(update='alternating'), average=dict(ema=.9), blocks=dict(repair_blocks=2), plain=dict(repair_bn=False, tanh=True, slope=.2),
-    bf16=dict(bf16=True), tall=dict(layers=3))
+    bf16=dict(bf16=True), tall=dict(layers=3), gan=dict(fakes='gan'))
 
 
 @pytest.mark.parametrize('name', VARIANTS)
