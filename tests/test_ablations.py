@@ -84,7 +84,7 @@ def test_a_stopped_row_goes_on_and_ends_the_same(finished, photos, tmp_path, mon
 
 
 @pytest.mark.parametrize('extra, says', [(['--rows', 'a,m'], "no row 'm'"), (['--labels', '20'], 'made with another labels'), (['--data', 'nowhere'], 'nowhere'),
-                                         (['--size', '48'], 'made with another recipe')])
+                                         (['--width', '.15'], 'made with another recipe')])
 def test_what_does_not_fit_is_said_in_a_line(finished, extra, says, capsys):
     _, command = finished
     with pytest.raises(SystemExit) as status: main([str(word) for word in command] + extra)
