@@ -7,7 +7,8 @@ __all__ = ['pooled_side', 'pool_to', 'device_of', 'layer_features', 'grids', 'To
            'layer_names', 'check_labels', 'probe', 'RawPixels', 'train_on_labels', 'supervised', 'accuracy',
            'contenders', 'measure_all', 'summary', 'compare', 'StandardLinear', 'LayerHeads', 'StepDecay',
            'sum_cross_entropy', 'probe_sgd', 'knn', 'knn_probe', 'KNNMonitor', 'Body', 'transfer_body', 'transfer_head',
-           'transfer_model', 'classify', 'stl10_table', 'per_class', 'few_labels', 'transfer_groups', 'export_onnx']
+           'transfer_model', 'classify', 'stl10_table', 'per_class', 'few_labels', 'transfer_report', 'transfer_groups',
+           'export_onnx']
 
 # %% ../nbs/07_transfer.ipynb #cell-3
 from collections import OrderedDict
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from .data import CentralCrop, ImageSet, SpotError, TensorDL, stl10, to_float
+from .data import CentralCrop, ImagesError, ImageSet, SpotError, TensorDL, stl10, to_float
 from .discriminator import LAYERS
 from .training import Bf16, LinearDecay, adam, build, fit, loaders
 from fastai.callback.core import Callback
@@ -116,7 +117,7 @@ def fit_probe(
 ):                      # something with `score(x, y)`, `predict(x)` and `predict_proba(x)`
     "Multinomial logistic regression on standardised features, solved by L-BFGS."
     if solver not in ('sklearn', 'torch'): raise SpotError(f"solver is 'sklearn' or 'torch', not {solver!r}")
-    if len(np.unique(y)) < 2: raise SpotError(f'{len(y)} labelled images of one class: a probe needs two classes or more. Give more labels.')
+    if len(np.unique(y)) < 2: raise ImagesError(f'{len(y)} labelled images of one class: a probe needs two classes or more. Give more labels.')
     if solver == 'torch': return TorchProbe(l2, device).fit(x, y)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -146,7 +147,7 @@ def check_labels(
 ):
     "SpotError if one of them has no labels."
     for data in sets:
-        if data.labels is None: raise SpotError(f'{data.name}: a probe needs labels. Give a folder with one sub-folder per class.')
+        if data.labels is None: raise ImagesError(f'{data.name}: a probe needs labels. Give a folder with one sub-folder per class.')
 
 # %% ../nbs/07_transfer.ipynb #cell-22
 def probe(
@@ -161,7 +162,7 @@ def probe(
 )->dict:               # per layer: `mean` and `seeds`, test accuracies in percent, and the `l2` chosen
     "Linear probes on the frozen layers conv1 to conv5 (section 5.2.3)."
     check_labels(train, test)
-    if labels < 10 or len(train) < 10: raise SpotError(f'{min(labels, len(train))} labels are too few for a probe: give 10 or more.')
+    if labels < 10 or len(train) < 10: raise ImagesError(f'{min(labels, len(train))} labels are too few for a probe: give 10 or more.')
     from threadpoolctl import threadpool_limits
     picks = torch.stack([torch.randperm(len(train), generator=torch.Generator().manual_seed(s))[:labels] for s in seeds])
     drawn, yt, how = train[picks.flatten()], test.labels.numpy(), dict(solver=solver, device=device)
@@ -509,7 +510,7 @@ def per_class(
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     found = [order[data.labels[order] == c][:n] for c in range(len(data.classes))]
     few = min(map(len, found))
-    if few < n: raise SpotError(f'{data.name}: a class has {few} images, and {n} are wanted. Give a smaller number per class.')
+    if few < n: raise ImagesError(f'{data.name}: a class has {few} images, and {n} are wanted. Give a smaller number per class.')
     picks = torch.cat(found)
     return data[picks[torch.randperm(len(picks), generator=torch.Generator().manual_seed(seed))]]
 
@@ -542,18 +543,45 @@ def few_labels(
             data = per_class(train, n, seed)
             for name, net in nets.items(): found[name][i].append(probed(net, data, tests[name]))
             found['scratch'][i].append(scratch(data, seed))
-    protocol = f'logistic regression on frozen {layer} pooled to about {values} values, l2 {l2:g}; scratch: all of C and a linear layer on conv5, {steps} steps of Adam from 0.001; {len(seeds)} draws'
+    protocol = f'logistic regression on frozen {layer} pooled to about {values} values, l2 {l2:g}; scratch: all of C without batch norm and a linear layer on conv5, {steps} steps of Adam from 0.001; {len(seeds)} draws'
     columns = lambda runs: {k: [summary(r)[k] for r in runs] for k in ('mean', 'sd')}
     return dict(protocol=protocol, numbers=list(numbers), networks={name: dict(columns(runs), seeds=runs) for name, runs in found.items()}, test_images=len(test))
 
 # %% ../nbs/07_transfer.ipynb #cell-67
+def transfer_report(
+    discriminator,              # the trained Discriminator
+    recipe,                     # its Recipe
+    train,                      # labelled ImageSet to draw from
+    test,                       # labelled ImageSet
+    labels=2000,                # number of labelled images that anybody may use
+    seeds=(0, 1),               # draws, for probes and few labels
+    random_seeds=(0, 1),        # random networks
+    epochs=10,                  # of the supervised network and of each head
+    numbers=(1, 10, 100),       # labelled images per class in `few_labels`
+    steps=100,                  # its training from scratch
+    device='cpu',               # where the networks are
+    progress=True               # show a progress bar
+)->dict:                        # `probe`, `knn`, `head`: `protocol` and `networks`; `few_labels`
+    "Probes, nearest neighbours, a head on conv5 (frozen and fine-tuned) and few labels, beside random, supervised and pixels."
+    shown = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seeds[0]))[:labels]]
+    nets = contenders(discriminator, recipe, shown, random_seeds, epochs, device, progress)
+    learned = {name: group for name, group in nets.items() if name != 'pixels'}
+    def head(net, finetune): return classify(net, shown, test, recipe, epochs, 'linear', finetune, device=device)
+    def row(name, measure, among): return dict(protocol=name, networks=measure_all(among, measure))
+    words = 'one linear layer on conv5, batch norm folded; ' + f'{epochs} epochs of {len(shown)} images; tested on the central 85 %'
+    return dict(probe=row(f'logistic regression on frozen layers; {labels} labels, {len(seeds)} draws', lambda net: probe(net, train, test, labels, seeds), nets),
+                knn=row(f'20 nearest neighbours by cosine, T = 0.07, among {len(shown)} images', lambda net: knn_probe(net, shown, test), nets),
+                head=row(words, lambda net: {k: dict(seeds=[head(net, k == 'fine-tuned')['accuracy']]) for k in ('frozen', 'fine-tuned')}, learned),
+                few_labels=few_labels(discriminator, recipe, train, test, numbers, seeds, steps=steps, device=device), labels=len(shown), test_images=len(test))
+
+# %% ../nbs/07_transfer.ipynb #cell-74
 def transfer_groups(
     model           # what `transfer_model` returns
 )->list:            # six lists of parameters
     "A `splitter` for a fastai Learner: conv1 to conv5, each a group, and the head."
     return [list(layer.parameters()) for layer in (*model[0], model[1])]
 
-# %% ../nbs/07_transfer.ipynb #cell-70
+# %% ../nbs/07_transfer.ipynb #cell-77
 def export_onnx(
     discriminator,  # a Discriminator
     file,           # the .onnx file to write

@@ -8,7 +8,7 @@ from spot_artifacts.data import ImageSet, SpotError, embedded, spot_dls
 from spot_artifacts.discriminator import LAYERS
 from spot_artifacts.training import Recipe, build, pretrain
 from spot_artifacts.transfer import (KNNMonitor, RawPixels, TorchProbe, classify, compare, export_onnx, few_labels, fit_probe, knn, knn_probe, measure_all,
-                                     per_class, probe, probe_sgd, stl10_table, train_on_labels, transfer_body, transfer_groups, transfer_model)
+                                     per_class, probe, probe_sgd, stl10_table, train_on_labels, transfer_body, transfer_groups, transfer_model, transfer_report)
 from fastai.callback.core import Callback
 import fastai.callback.schedule
 from fastai.learner import Learner
@@ -177,6 +177,12 @@ def test_comparison_has_every_baseline(net, sets):
     assert nets['pretrained']['conv5']['seeds'] == alone['conv5']['seeds']
     one = measure_all(dict(pretrained=[net]), lambda n: knn_probe(n, *sets))
     assert one['pretrained']['conv1']['sd'] is None
+
+
+def test_report_is_whole(net, sets):
+    r = transfer_report(net, SMALL, *sets, labels=60, epochs=1, numbers=(1, 2), steps=2, progress=False)
+    assert set(r['head']['networks']) == {'random', 'pretrained', 'supervised'} and set(r['knn']['networks']) == set(r['probe']['networks'])
+    assert r['head']['networks']['random']['frozen']['sd'] is not None and all(r[k]['protocol'] for k in ('probe', 'knn', 'head', 'few_labels')) and json.dumps(r)
 
 
 class Watch(Callback):
