@@ -345,7 +345,10 @@ def autocast(device, on): # where; whether it is wanted
 def build(recipe): # a Recipe
     "E, D, R and C with fresh weights, channels last."
     r = recipe
-    return TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh), r).to(memory_format=torch.channels_last)
+    try: return TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh), r).to(memory_format=torch.channels_last)
+    except RuntimeError as e:
+        if 'allocate' not in str(e): raise
+        raise RecipeError(f'recipe: networks of width {r.width} for {r.size} px and {r.layers} layers do not fit into memory. Take a smaller width or size, or more layers.') from None
 
 # %% ../nbs/06_training.ipynb #cell-39
 def without_gradient(module, x): # any module; its input
@@ -837,8 +840,7 @@ def game_learner(
 def save_weights(players, path): # TwoPlayers; the .safetensors file
     "All four networks as safetensors, the recipe in the file's header."
     state = {k: v.detach().cpu().contiguous() for k, v in players.state_dict().items()}
-    about = dict(recipe=json.dumps(asdict(players.recipe)), format='spot_artifacts-1')
-    write_whole(path, lambda tmp: save_file(state, tmp, metadata=about))
+    write_whole(path, lambda tmp: save_file(state, tmp, metadata=dict(recipe=json.dumps(asdict(players.recipe)))))
 
 def load_weights(
     path,           # a run folder, or a file that `save_weights` wrote
@@ -854,10 +856,11 @@ def load_weights(
         recipe = Recipe.from_dict(json.loads(meta['recipe']), str(path))
     except (SafetensorError, KeyError, json.JSONDecodeError) as e:
         raise WeightsError(f'{path}: damaged, or not weights of spot_artifacts ({type(e).__name__}); write them again with `spot-artifacts pretrain`') from None
+    with torch.device('meta'): wanted = build(recipe).state_dict()             # a recipe that lies may ask for any amount of memory
+    differ = sorted(k for k in wanted.keys() | state.keys() if k not in wanted or k not in state or wanted[k].shape != state[k].shape)
+    if differ: raise WeightsError(f'{path}: weights of another architecture than its recipe says ({differ[0]})')
     players = build(recipe)
-    try: players.load_state_dict(state)
-    except RuntimeError as e:
-        raise WeightsError(f'{path}: weights of another architecture than its recipe says ({str(e).splitlines()[1].strip()[:120]})') from None
+    players.load_state_dict(state)
     return players.to(device).eval()
 
 # %% ../nbs/06_training.ipynb #cell-82

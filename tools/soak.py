@@ -67,12 +67,12 @@ def finish(photos, out):
 
 
 def differences(a, b):
-    "Files of two run folders that differ: bytes, and for checkpoints what is in them; of results all but the seconds."
+    "Files of two run folders that differ: bytes, and for checkpoints what is in them; of results all but seconds and commit."
     import torch
     def same(x, y):
         if x.suffix == '.ckpt': return torch.load(x, weights_only=True)['sha256'] == torch.load(y, weights_only=True)['sha256']
-        if x.name in ('results.json', 'probe.json'): return [dict(json.loads(f.read_text()), seconds=0) for f in (x, y)].count(dict(json.loads(x.read_text()), seconds=0)) == 2
-        return filecmp.cmp(x, y, shallow=False)
+        if x.name in ('results.json', 'probe.json', 'run.json'): x, y = ({k: v for k, v in json.loads(f.read_text()).items() if k not in ('seconds', 'commit')} for f in (x, y))
+        return x == y if isinstance(x, dict) else filecmp.cmp(x, y, shallow=False)
     names = {f.name for folder in (a, b) for f in folder.iterdir()}
     return [n for n in sorted(names) if not ((a/n).exists() and (b/n).exists() and same(a/n, b/n))]
 

@@ -1,0 +1,74 @@
+"Games that go wrong: a loss that is no number ends the run, a player that gives up is named."
+import json
+
+import pytest, torch
+from fastai.callback.core import Callback
+
+from spot_artifacts import training
+from spot_artifacts.data import Diverged, SpotError, embedded
+from spot_artifacts.training import COLLAPSES, Recipe, load_checkpoint, pretrain
+
+QUICK = dict(width=.05, ae_width=.05, auto_batch=16, batch=16, auto_epochs=0., epochs=.4, bf16=False, balance=None)     # eight rounds of two steps
+
+
+@pytest.fixture(scope='module')
+def data(): return embedded(680, 32, seed=3, cache=False)    # 34 of them are held out
+
+
+@pytest.mark.parametrize('phase, loss, step', [('auto', training.AutoLoss, 9), ('game', training.GameLoss, 3), ('game', training.GameLoss, 45)])
+def test_a_loss_that_is_no_number_is_named_by_its_step(phase, loss, step, data, tmp_path, monkeypatch):
+    good, steps = loss.__call__, []
+    def spoilt(self, pred, x):
+        value = good(self, pred, x)
+        if value.requires_grad: steps.append(1)
+        return value*float('inf') if value.requires_grad and len(steps) == step else value
+    monkeypatch.setattr(loss, '__call__', spoilt)
+    recipe = Recipe.small(32, **{**QUICK, 'auto_epochs': .4 + 2.*(phase == 'auto'), 'epochs': 8.})     # a round of the game has 40 steps
+    with pytest.raises(Diverged, match=f'{phase}: the loss is not finite at step {step}.*smaller learning rate'): pretrain(data, recipe, tmp_path/'run', progress=False)
+    assert len(steps) <= step + 31, 'not at the end of the epoch'
+    file = tmp_path/f'run/{phase}.ckpt'
+    assert file.exists() == (step == 45)
+    if file.exists(): assert all(t.isfinite().all() for t in load_checkpoint(file)['model'].values())
+
+
+class Pretend(Callback):
+    "Makes the players look as they would after a collapse."
+    order = 81
+    def __init__(self, **what): self.what = what
+    def before_validate(self):
+        if 'dead' in self.what: self.model.discriminator.conv5[1].bias.data.fill_(-100)
+    def after_pred(self):
+        if 'same' in self.what and not self.training: self.learn.pred = self.pred._replace(fake=self.pred.fake[:1].expand_as(self.pred.fake))
+    def after_epoch(self): self.epoch_log.rows[-1]['accuracy'] = self.what.get('accuracy', .8)
+
+
+@pytest.mark.parametrize('sign, what', [('won', dict(accuracy=1.)), ('lost', dict(accuracy=.5)), ('dead', dict(dead=1)), ('same', dict(same=1)), (None, {})])
+def test_a_collapse_is_named_once(sign, what, data, tmp_path, capsys):
+    pretrain(data, Recipe.small(32, **QUICK), tmp_path/'run', progress=False, cbs=[Pretend(**what)])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == bool(sign)
+    if sign: assert said[0] == f'game: {COLLAPSES[sign][0]}, 3 rounds in a row. What usually helps: {COLLAPSES[sign][1]}.'
+    assert load_checkpoint(tmp_path/'run/game.ckpt')['callbacks']['watch']['rounds'] == {k: 8*(k == sign) for k in COLLAPSES}
+
+
+def test_each_player_is_clipped_for_itself(data, tmp_path):
+    class Norms(Callback):
+        order, seen = 5, []
+        def before_step(self): self.seen.append([torch.stack([p.grad.norm() for p in group]).norm() for group in self.opt.param_lists])
+    pretrain(data, Recipe.small(32, **{**QUICK, 'clip': .01}), tmp_path/'run', progress=False, cbs=[Norms()])
+    norms = torch.tensor(Norms.seen)
+    assert norms.shape[1] == 2 and ((norms - .01).abs() < 1e-4).all()
+
+
+def test_the_mends_are_choices_that_exist():
+    known = Recipe.__dataclass_fields__
+    for _, mend in COLLAPSES.values():
+        for word in mend.replace('=', ' ').replace(',', ' ').split():
+            if '_' in word: assert word in known, word
+    Recipe.small(balance=.94, clip=1.)
+
+
+def test_every_error_of_the_family_says_cause_and_mend():
+    for kind in SpotError.__subclasses__():
+        cause, *mend = kind.__doc__.split('. ')
+        assert len(cause) > 20 and mend, kind
