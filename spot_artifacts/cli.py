@@ -18,7 +18,7 @@ from time import perf_counter
 # %% ../nbs/12_cli.ipynb #cell-6
 class Parser(argparse.ArgumentParser):
     "Wrong usage ends in one line and exit status 2."
-    def error(self, message): self.exit(2, f'spot-artifacts: {message}. See {self.prog} --help.\n')
+    def error(self, message): self.exit(2, f'spot-artifacts: {" ".join(message.split())}. See {self.prog} --help.\n')
 
 def number(
     kind,               # int or float
@@ -175,7 +175,10 @@ def next_free(
     path     # a file or folder
 )->Path:     # one that does not exist yet, or an empty folder
     "`path`, or the first of path-2, path-3, ... that is free."
+    from spot_artifacts.data import SpotError
     path = Path(path)
+    if not path.name: path = path.resolve()                     # '.' has no name of its own
+    if not path.name: raise SpotError(f'{path}: no place for results. Give a name.')
     taken = lambda p: any(p.iterdir()) if p.is_dir() else p.exists()
     return next(p for p in chain([path], (path.with_name(f'{path.stem}-{i}{path.suffix}') for i in count(2))) if not taken(p))
 
