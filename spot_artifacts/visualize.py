@@ -181,6 +181,7 @@ def plot_probes(
     "Accuracy of linear probes by layer."
     fig, ax = plt.subplots(figsize=(5, 3.2), dpi=100, layout='constrained')
     for name, (colour, style) in PROBED.items(): ax.plot(LAYERS, [probes[name][l] for l in LAYERS], style, color=colour, label=name)
+    if 'pixels' in probes: ax.axhline(probes['pixels']['pixels'], color='grey', ls=':', label='raw pixels')
     ax.set(ylabel='test accuracy, %', ylim=(0, 100), title='Linear probes on frozen layers')
     ax.grid(axis='y', alpha=.3)
     ax.legend()
@@ -227,7 +228,8 @@ def probe_table(
     "The probes in percent, and what pretraining has added."
     rows = [(n, *(f'{probes[n][l]:.1f}' for l in LAYERS)) for n in ('random', 'pretrained', 'supervised')]
     gain = ('pretrained − random', *(f'{probes["pretrained"][l] - probes["random"][l]:+.1f}' for l in LAYERS))
-    return html_table(('test accuracy, %', *LAYERS), [*rows, gain])
+    raw = [('raw pixels, no network', f'{p["pixels"]:.1f}', *['']*4) for p in [probes.get('pixels')] if p]
+    return html_table(('test accuracy, %', *LAYERS), [*raw, *rows, gain])
 
 # %% ../nbs/09_visualize.ipynb #cell-32
 STYLE = """
