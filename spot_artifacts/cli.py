@@ -349,7 +349,7 @@ def cmd_spot(a):
             failed.append(str(e))
             continue
         score, dropped, _ = spot_artifacts(players, image[None])
-        png, real = out/f'{k:03d}-{Path(file).stem}.png', float(score[0])
+        png, real = out/f'{k:03d}-{Path(file).stem[:60]}.png', float(score[0])
         out.mkdir(parents=True, exist_ok=True)
         heat(image, dropped[0]).save(png)
         found.append(dict(image=str(file), p_real=round(real, 4), verdict='real' if real > .5 else 'corrupt', map=png.name,
@@ -477,6 +477,7 @@ def main(
     argv=None    # words of the command line; None: the process's own
 ):
     "Runs a command."
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')     # a file name need not be text
     a = parser().parse_args(argv)
     out = getattr(a, 'out', None) or 'output'
     try:

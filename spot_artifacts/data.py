@@ -344,7 +344,7 @@ def _decoded(files, size, progress):
 def _say_skipped(path, n, skipped):
     "One line about the skipped files, on stderr."
     few = ', '.join(f'{file} ({why})' for file, why in skipped[:3]) + ', ...'*(len(skipped) > 3)
-    print(f'{path}: skipped {len(skipped)} of {n} images: {few}', file=sys.stderr)
+    print(*f'{path}: skipped {len(skipped)} of {n} images: {few}'.split(), file=sys.stderr)     # file names may have line ends
 
 # %% ../nbs/00_data.ipynb #cell-51
 def folder_images(
