@@ -6,11 +6,12 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 MIN_PY := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 SETUP  := settings.ini setup.py pyproject.toml
 
-.PHONY: help demo test export refresh readme docs clean
+.PHONY: help demo test export refresh readme docs clean soak
 
 help:
 	@echo "make demo     install into $(VENV) and run the whole method on the embedded images: runs/demo/report.html"
 	@echo "make test     check library, notebooks and README against each other, run every notebook, then pytest"
+	@echo "make soak     an hour and a half: runs killed and resumed, a million files, memory over an hour; writes nbs/results/soak/"
 	@echo "make export   write spot_artifacts/*.py from the notebooks and clean the notebooks"
 	@echo "make refresh  export, run the notebooks again, save their outputs and README.md  (NB='03_damage index': only these)"
 	@echo "make readme   write README.md from nbs/index.ipynb"
@@ -28,6 +29,11 @@ test: $(VENV)/dev
 	$(BIN)/python tools/readme.py --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/dev
+	$(BIN)/python tools/soak.py kills
+	$(BIN)/python tools/soak.py paths
+	$(BIN)/python tools/soak.py hour
 
 export: $(VENV)/dev
 	$(BIN)/nbdev_export
