@@ -219,7 +219,7 @@ def load(cls:Recipe, path): # a JSON file
     "A recipe from a file. SpotError when it is missing, not JSON or wrong."
     try: return cls.from_dict(json.loads(Path(path).read_text()), str(path))
     except FileNotFoundError: raise RecipeError(f'{path}: no such recipe. Name a JSON file, or one of small, demo, paper, released.') from None
-    except (ValueError, IsADirectoryError) as e: raise RecipeError(f'{path}: not JSON ({e}).') from None
+    except (ValueError, IsADirectoryError, RecursionError) as e: raise RecipeError(f'{path}: not JSON ({e}).') from None
 
 def rank(): # 0 where there is one process
     "Which of the run's processes this is. Process 0 is the one that writes."
@@ -854,7 +854,7 @@ def load_weights(
         with safe_open(path, 'pt', device=str(device)) as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
         recipe = Recipe.from_dict(json.loads(meta['recipe']), str(path))
-    except (SafetensorError, KeyError, json.JSONDecodeError) as e:
+    except (SafetensorError, KeyError, ValueError, RecursionError) as e:
         raise WeightsError(f'{path}: damaged, or not weights of spot_artifacts ({type(e).__name__}); write them again with `spot-artifacts pretrain`') from None
     with torch.device('meta'): wanted = build(recipe).state_dict()             # a recipe that lies may ask for any amount of memory
     differ = sorted(k for k in wanted.keys() | state.keys() if k not in wanted or k not in state or wanted[k].shape != state[k].shape)
@@ -931,7 +931,7 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
     if resume:
         if not (out/'run.json').exists(): raise RunError(f'{out}: no run to resume there; start it without --resume')
         try: began = json.loads((out/'run.json').read_text())['data']['fingerprint']
-        except (ValueError, KeyError, TypeError): raise RunError(f'{out}/run.json: damaged. Start another run.') from None
+        except (ValueError, KeyError, TypeError, RecursionError): raise RunError(f'{out}/run.json: damaged. Start another run.') from None
         if began != about['data']['fingerprint']:
             raise RunError(f'{out}: the run began with other images (fingerprint {began}, now {about["data"]["fingerprint"]}); give the same folder and size')
         return out, check_shares(Recipe.load(out/'recipe.json'))
