@@ -305,10 +305,14 @@ def load_image(
 def _image_files(folder, above=()):
     "All image files in and below `folder`, sorted; `above`: the real folders that we are inside of."
     real = folder.resolve()
-    for p in sorted(folder.iterdir()) if real not in above else ():
-        if p.name.startswith('.'): continue
-        if p.is_dir(): yield from _image_files(p, (*above, real))
-        elif p.suffix.lower() in SUFFIXES and (p.is_file() or not p.exists()): yield p    # no pipes: to open one may wait forever
+    if real in above: return
+    with os.scandir(folder) as entries: found = sorted(entries, key=lambda e: e.name)
+    for e in found:
+        if e.name.startswith('.'): continue
+        p = folder/e.name
+        known = p if e.is_symlink() else e                          # an entry knows its kind without asking the disk again
+        if known.is_dir(): yield from _image_files(p, (*above, real))
+        elif p.suffix.lower() in SUFFIXES and (known.is_file() or not p.exists()): yield p    # no pipes: to open one may wait forever
 
 def list_images(
     path    # a folder

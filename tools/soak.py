@@ -179,7 +179,7 @@ def main():
     name, more = sys.argv[1], [json.loads(a) for a in sys.argv[2:]]
     from spot_artifacts.data import embedded
     from spot_artifacts.training import provenance, write_json
-    found = globals()[name](*more)
+    with tempfile.TemporaryDirectory() as tempfile.tempdir: found = globals()[name](*more)
     RESULTS.mkdir(parents=True, exist_ok=True)
     about = {k: v for k, v in provenance(embedded(1, 32, cache=False), 'cpu').items() if k != 'data'}
     write_json(RESULTS/f'{name}.json', {**about, **found})
