@@ -146,8 +146,8 @@ def test_unreadable_file_is_skipped(folder, monkeypatch):
 
 
 def test_unreadable_folder_is_named(folder, monkeypatch):
-    def locked(self): raise PermissionError(13, 'Permission denied', str(self))
-    monkeypatch.setattr(type(folder), 'iterdir', locked)
+    def locked(path): raise PermissionError(13, 'Permission denied', str(path))
+    monkeypatch.setattr('os.scandir', locked)
     with pytest.raises(SpotError, match='some images: Permission denied'): folder_images(folder, 32)
 
 
