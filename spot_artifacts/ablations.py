@@ -245,7 +245,7 @@ def plot_table(
     axs[0].invert_yaxis()
     axs[1].plot([], [], 'o', color='tab:blue', label='frozen convolutions, fc layers')
     axs[1].plot([], [], '|', color='tab:orange', ms=9, mew=2, label='best linear probe of five')
-    axs[1].legend(fontsize=8)
+    fig.legend(loc='outside lower right', ncols=2, fontsize=9, frameon=False)
     return fig
 
 # %% ../nbs/08_ablations.ipynb #cell-37
@@ -263,7 +263,8 @@ def renderings(
         torch.manual_seed(seed)
         mask = draw_mask(len(x), r.grid, r.drop_rate, torch.Generator().manual_seed(seed))
         lines[name] = players.paint(players.damaged(x, mask)[1], mask)
-    fig, axs = plt.subplots(len(lines), 1, figsize=(len(x)*.9 + 2.2, .9*len(lines)), layout='constrained')
+    fig, axs = plt.subplots(len(lines), 1, figsize=(.8*len(x) + 2.6, .82*len(lines)))
+    fig.subplots_adjust(left=2.6/(.8*len(x) + 2.6), right=1, top=1, bottom=0, hspace=.03)
     for ax, (name, line) in zip(axs, lines.items()):
         ax.imshow(line.clamp(-1, 1).add(1).div(2).permute(2, 0, 3, 1).flatten(1, 2).numpy(), interpolation='nearest')
         ax.set(xticks=[], yticks=[])
