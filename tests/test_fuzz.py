@@ -54,7 +54,7 @@ def data(): return {size: embedded(12, size, seed=1, cache=False) for size in ra
 @given(st.fixed_dictionaries({}, optional=choices))
 def test_a_recipe_plays_two_steps_or_says_why_not(data, changes):
     try: recipe = Recipe.from_dict({**small, **changes, 'auto_epochs': .01, 'epochs': .01})
-    except RecipeError as e: return
+    except RecipeError: return
     with tempfile.TemporaryDirectory() as tmp:
         try: pretrain(data[recipe.size], recipe, Path(tmp)/'run', progress=False)
         except SpotError as e: assert len(str(e).splitlines()) == 1 and len(str(e)) < 300
@@ -244,7 +244,7 @@ def test_files_that_vanish_or_may_not_be_read(odd, monkeypatch):
     assert len(found) == len(files) - 2 and [why for _, why in found.skipped] == ['No such file or directory', 'Permission denied']
 
 
-@pytest.mark.parametrize('kilobytes', [1, 60, 400])
+@pytest.mark.parametrize('kilobytes', [1, 400])
 def test_files_that_may_not_grow(photos, tmp_path, kilobytes):
     "As on a full disk, by the system's own limit; wherever the run is cut off, it says so in one line, and goes on when there is room."
     words = f'--images {photos} --out {tmp_path}/run --size 32 --width 0.05 --batch 8 --device cpu'.split()

@@ -1,5 +1,4 @@
 "Games that go wrong: a loss that is no number ends the run, a player that gives up is named."
-import json
 
 import pytest, torch
 from fastai.callback.core import Callback

@@ -1,7 +1,7 @@
 """Runs that are killed, and runs that are made twice: not a bit differs.
 
 `tools/soak.py kills` does the same with two dozen kills, and writes what it finds to nbs/results/soak/kills.json."""
-import json, os, random, subprocess, sys
+import os, random, subprocess, sys
 from pathlib import Path
 
 import pytest

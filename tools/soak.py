@@ -128,7 +128,8 @@ def hour(minutes=60., every=5.):
     recipe = dict(size=32, layers=2, width=.1, ae_width=.1, auto_batch=16, batch=16, auto_epochs=minutes/2, epochs=1e5, bf16=False, lrn=False, balance=.94)
     (tmp/'recipe.json').write_text(json.dumps(recipe))
     words = ['pretrain', '--images', str(paint(tmp/'photos', 1000)), '--out', str(tmp/'run'), '--recipe', str(tmp/'recipe.json'), '--device', 'cpu']
-    process = subprocess.Popen([sys.executable, '-c', 'from spot_artifacts.cli import main; main()', *words], stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    process = subprocess.Popen([sys.executable, '-c', 'from spot_artifacts.cli import main; main()', *words], stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))       # a shell's background jobs ignore it
     began, samples = time.perf_counter(), []
     while process.poll() is None and time.perf_counter() - began < 60*minutes:
         with contextlib.suppress(OSError, KeyError): samples.append((round(time.perf_counter() - began, 1), *sample(process.pid)))
