@@ -13,11 +13,11 @@ __all__ = ['RELEASED', 'SMALL', 'DEMO_EPOCHS', 'Game', 'COLLAPSES', 'METRICS', '
            'save_checkpoint', 'load_checkpoint', 'damaged', 'Checkpoint', 'loaders', 'adam', 'decay', 'SharedDL',
            'ShareGradients', 'from_first', 'MeanOfAll', 'SharedNorm', 'share_norms', 'AutoLoss', 'Bf16', 'both_phases',
            'auto_learner', 'two_groups', 'game_learner', 'save_weights', 'load_weights', 'hold_out', 'device_name',
-           'provenance', 'commit', 'free_folder', 'join', 'check_shares', 'open_run', 'fit', 'run_phase', 'adopt',
-           'pretrain', 'measure']
+           'provenance', 'commit', 'free_folder', 'join', 'leave', 'check_shares', 'open_run', 'fit', 'run_phase',
+           'adopt', 'pretrain', 'measure']
 
 # %% ../nbs/06_training.ipynb #cell-3
-import atexit, hashlib, json, math, os, platform, subprocess, sys, warnings
+import hashlib, json, math, os, platform, subprocess, sys, warnings
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -222,8 +222,8 @@ def load(cls:Recipe, path): # a JSON file
     except (ValueError, IsADirectoryError, RecursionError) as e: raise RecipeError(f'{path}: not JSON ({e}).') from None
 
 def rank(): # 0 where there is one process
-    "Which of the run's processes this is. Process 0 is the one that writes."
-    return dist.get_rank() if dist.is_initialized() else 0
+    "Which of the run's processes this is, as `torchrun` has told it. Process 0 is the one that writes."
+    return int(os.environ.get('RANK', 0))
 
 def write_whole(path, write, older=None): # the file; a function that writes to the path that it is given; a name for the file that was there
     "Written under a temporary name, put on the disk, then renamed: a reader finds the old file or the new one, never half of one."
@@ -270,7 +270,7 @@ def world(): # 1 without torchrun
 
 def mine(t): # a tensor with the images of all processes along its first axis
     "This process's part of it."
-    return t.chunk(world())[rank()]
+    return t.chunk(world())[rank() % world()]
 
 # %% ../nbs/06_training.ipynb #cell-35
 Game = namedtuple('Game', 'x mask real fake seen seen_mask')
@@ -916,7 +916,12 @@ def join(device): # where to train
     cuda = torch.device(device).type == 'cuda'
     if cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     dist.init_process_group('nccl' if cuda else 'gloo')
-    atexit.register(dist.destroy_process_group)
+
+def leave():
+    "Parts from the other processes when all of them are ready to."
+    if world() == 1: return
+    dist.barrier()
+    dist.destroy_process_group()
 
 def check_shares(recipe): # Recipe
     "The recipe, if all processes can have an equal part of its batches."
@@ -1005,6 +1010,7 @@ def pretrain(
         logs[name] = run_phase(name, make, rounds, out, resume, progress)
         seconds[name] = perf_counter() - start
     save_weights(players, out/'weights.safetensors')
+    leave()
     return players.eval(), logs, {name: seconds.get(name, 0.) for name in logs}
 
 # %% ../nbs/06_training.ipynb #cell-86
