@@ -460,7 +460,7 @@ def cmd_ablate(a):
     for name, figure in dict(plot=plot_table(rows), renderings=renderings(painted, test.images[:8])).items(): save_figure(figure, out/f'{name}.png', dpi=90)
     print(f'{out}: table.md, table.csv, plot.png, renderings.png and one JSON file per run')
 
-# %% ../nbs/12_cli.ipynb #cell-30
+# %% ../nbs/12_cli.ipynb #cell-31
 def explain(
     error,   # an exception
     out      # what was being written, for errors that don't say
