@@ -19,7 +19,7 @@ def blocks(path, language): return re.findall(rf'```{language}\n(.*?)```', text_
 
 @pytest.mark.parametrize('guide', ['index.ipynb', 'own_images.md', 'reproduce.ipynb'])
 def test_commands(root, guide):
-    lines = '\n'.join(blocks(root/'nbs'/guide, 'sh')).splitlines()
+    lines = '\n'.join(blocks(root/'nbs'/guide, 'sh')).replace('\\\n', ' ').splitlines()
     spoken = [shlex.split(line.rstrip('& '), comments=True) for line in lines]
     commands = [words[words.index('spot-artifacts') + 1:] for words in spoken if 'spot-artifacts' in words]
     assert commands
