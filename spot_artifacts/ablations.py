@@ -131,7 +131,7 @@ def run_row(
     scores = evaluate(players.discriminator, recipe, train, test, base.seed, labels, head_epochs, device)
     about = dict(row=row, seed=base.seed, title=(ROWS | CONTROLS)[row].title, **provenance(train, device), recipe=asdict(recipe))
     seconds = dict(training=round(fitted - start, 1), measuring=round(perf_counter() - fitted, 1))
-    write_json(file, dict(about, seconds=seconds, **scores, **(measure(players, test[:1000]) if row in ROWS else {})))
+    write_json(file, dict(about, seconds=seconds, **scores, **(measure(players, draw(test, 1000, base.seed)) if row in ROWS else {})))
     return json.loads(file.read_text())
 
 def ablate(

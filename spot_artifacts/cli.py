@@ -443,7 +443,7 @@ def cmd_game(a):
 
 # %% ../nbs/12_cli.ipynb #cell-28
 def cmd_ablate(a):
-    from spot_artifacts.ablations import ablate, agreement, load_results, plot_table, renderings, ROWS, table_rows, to_markdown
+    from spot_artifacts.ablations import ablate, agreement, draw, load_results, plot_table, renderings, ROWS, table_rows, to_markdown
     from spot_artifacts.data import embedded
     from spot_artifacts.training import hold_out, load_weights
     device, recipe, out = pick_device(a.device), pick_recipe(a.recipe, a.size, a.width, seed=a.seed), Path(a.out)
@@ -457,7 +457,7 @@ def cmd_ablate(a):
         rho = agreement(rows)
         print(f"Spearman's rho with the paper's ranking: {rho['rho']:.2f} (95 % bootstrap interval {rho['low']:.2f} to {rho['high']:.2f}, {rho['rows']} rows)")
     painted = {r['row']: load_weights(out/f'{r["row"]}-{a.seed}') for r in rows if r['row'] in ROWS}
-    for name, figure in dict(plot=plot_table(rows), renderings=renderings(painted, test.images[:8])).items(): save_figure(figure, out/f'{name}.png', dpi=90)
+    for name, figure in dict(plot=plot_table(rows), renderings=renderings(painted, draw(test, 8, a.seed).images)).items(): save_figure(figure, out/f'{name}.png', dpi=90)
     print(f'{out}: table.md, table.csv, plot.png, renderings.png and one JSON file per run')
 
 # %% ../nbs/12_cli.ipynb #cell-31
