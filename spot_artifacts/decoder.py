@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .data import to_float
-from .encoder import Encoder, conv_bn, widths
+from .encoder import ConvNorm, Encoder, widths
 
 # %% ../nbs/02_decoder.ipynb #cell-6
-class ResizeConv(nn.Sequential):
+class ResizeConv(ConvNorm):
     "Bilinear resizing by 2, then 3x3 convolution, batch norm and leaky ReLU: `3rc2` of section 4.4."
     def __init__(self,
                  c_in,      # channels in
                  c_out,     # channels out
                  slope=.1): # leaky ReLU's slope
-        super().__init__(nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False), *conv_bn(c_in, c_out, 3, 1, slope))
+        super().__init__(c_in, c_out, 3, 1, slope, [nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False)])
 
 class Decoder(nn.Module):
     "D: resize-convolutions D1, D2, ... that mirror the encoder, and a last 3x3 convolution to RGB without batch norm (section 4.4)."

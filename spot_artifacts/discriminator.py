@@ -15,11 +15,10 @@ from .data import SpotError
 # %% ../nbs/05_discriminator.ipynb #cell-6
 def same_pad(x,         # (N, C, H, W)
              kernel,    # window, px
-             stride,    # px
-             value=0.): # what to pad with
-    "Pad x so that a window of `kernel` px and `stride` gives ceil(H/stride) x ceil(W/stride) values: TensorFlow's SAME."
+             stride):   # px
+    "Pad x with zeros so that a window of `kernel` px and `stride` gives ceil(H/stride) x ceil(W/stride) values: TensorFlow's SAME."
     height, width = (max((-(-n//stride) - 1)*stride + kernel - n, 0) for n in x.shape[-2:])
-    return F.pad(x, (width//2, width - width//2, height//2, height - height//2), value=value)
+    return F.pad(x, (width//2, width - width//2, height//2, height - height//2))
 
 class SameConv(nn.Conv2d):
     "A convolution with SAME padding."
@@ -41,7 +40,8 @@ class SamePool(nn.MaxPool2d):
     def forward(self,
                 x):     # (N, C, H, W)
         "(N, C, ceil(H/2), ceil(W/2))."
-        return super().forward(same_pad(x, 3, 2, float('-inf')))
+        odd = [n % 2 for n in x.shape[-2:]]                     # an odd side gets a pixel at both ends, an even one a pixel at its end
+        return F.max_pool2d(x, 3, 2, odd, ceil_mode=True)
 
 # %% ../nbs/05_discriminator.ipynb #cell-11
 class ResponseNorm(nn.Module):
@@ -103,12 +103,25 @@ class Discriminator(nn.Module):
         for name in LAYERS: out.append(x := getattr(self, name)(x))
         return out
 
-    def forward(self,
-                x):     # images (N, 3, size, size) in [-1, 1]
+    def trunk(self,
+              x):       # images (N, 3, size, size) in [-1, 1]
+        "What conv5's filters give, (N, e, M, M): as far as every image is on its own, before batch norm."
+        for name in LAYERS[:-1]: x = getattr(self, name)(x)
+        return self.conv5[0](x)
+
+    def verdict(self,
+                h):     # what `trunk` gives for a batch
         "Logit of being real (N,) and logits of every entry being kept (N, 1, M, M)."
-        h = self.features(x)[-1]
+        h = self.conv5[1:](h)
         y = self.class_head(h)
         return y[:, -1] if y.shape[1] == 1 else y[:, 1] - y[:, 0], self.mask_head(h)
+
+    def forward(self,
+                x,            # images (N, 3, size, size) in [-1, 1]
+                known=None):  # what `trunk` gave for n other images of the batch, which come first
+        "Logit of being real (n + N,) and logits of every entry being kept (n + N, 1, M, M)."
+        h = self.trunk(x)
+        return self.verdict(h if known is None else torch.cat([known, h]))
 
     def transfer_body(self):
         "conv1 to conv5 as one `nn.Sequential` that takes images of any size; the layers themselves, not copies."

@@ -31,8 +31,9 @@ class RepairBlock(nn.Module):
                  h,                 # (N, channels, H, W) feature to repair
                  mask):             # (N, 1, H, W) mask, 1 = kept, already at h's resolution
         "R_i(h) before the gate, (N, channels, H, W)."
-        h = torch.cat([self.act(self.bn1(h)), mask], 1)
-        return self.conv2(self.act(self.bn2(self.conv1(h))))
+        to_h, to_mask = self.conv1.weight.split([h.shape[1], 1], 1)
+        h = F.conv2d(self.act(self.bn1(h)), to_h, padding=1) + F.conv2d(mask, to_mask, padding=1)
+        return self.conv2(self.act(self.bn2(h)))
 
     def forward(self,
                 h,                  # (N, channels, H, W) feature to repair

@@ -12,9 +12,9 @@ __all__ = ['RELEASED', 'SMALL', 'DEMO_EPOCHS', 'Game', 'COLLAPSES', 'METRICS', '
            'TensorBoardLog', 'picture_rows', 'to_image', 'save_grid', 'ImageGrid', 'digest', 'before',
            'save_checkpoint', 'load_checkpoint', 'damaged', 'Checkpoint', 'loaders', 'adam', 'decay', 'SharedDL',
            'ShareGradients', 'from_first', 'MeanOfAll', 'SharedNorm', 'share_norms', 'AutoLoss', 'Bf16', 'both_phases',
-           'auto_learner', 'two_groups', 'game_learner', 'save_weights', 'load_weights', 'hold_out', 'device_name',
-           'provenance', 'commit', 'free_folder', 'join', 'leave', 'check_shares', 'open_run', 'fit', 'run_phase',
-           'adopt', 'pretrain', 'measure']
+           'auto_learner', 'two_groups', 'game_learner', 'phase_learner', 'save_weights', 'load_weights', 'hold_out',
+           'device_name', 'provenance', 'commit', 'free_folder', 'join', 'leave', 'check_shares', 'open_run', 'fit',
+           'run_phase', 'adopt', 'pretrain', 'measure']
 
 # %% ../nbs/06_training.ipynb #cell-3
 import hashlib, json, math, os, platform, subprocess, sys, warnings
@@ -351,10 +351,10 @@ def build(recipe): # a Recipe
         raise RecipeError(f'recipe: networks of width {r.width} for {r.size} px and {r.layers} layers do not fit into memory. Take a smaller width or size, or more layers.') from None
 
 # %% ../nbs/06_training.ipynb #cell-39
-def without_gradient(module, x): # any module; its input
-    "`module(x)` with its parameters as constants and its batch-norm statistics copied: gradients reach `x` alone."
+def without_gradient(module, *x): # any module; its input
+    "`module(*x)` with its parameters as constants and its batch-norm statistics copied: gradients reach `x` alone."
     state = {k: v.detach() for k, v in module.named_parameters()} | {k: v.clone() for k, v in module.named_buffers()}
-    return functional_call(module, state, (x,))
+    return functional_call(module, state, x)
 
 def class_accuracy(score, n): # logits (2n,), n of real images first
     "Share of right verdicts, real and fake weighing the same."
@@ -366,19 +366,27 @@ class GameLoss:
     def __init__(self, players): # TwoPlayers
         self.players, self.recipe, self.stats = players, players.recipe, {}
 
-    def for_discriminator(self, g):
-        "Eq. 4 and 5 for C, on fakes that carry no gradient."
+    def look(self, g):
+        "C's trunk on what C sees: real images, then fakes that carry no gradient."
+        return self.players.discriminator.trunk(torch.cat([g.real, g.seen.to(g.real.dtype)]))
+
+    def for_discriminator(self, g, seen):
+        "Eq. 4 and 5 for C, from what `look` gave."
         r, n = self.recipe, len(g.real)
-        score, logits = (t.float() for t in self.players.discriminator(torch.cat([g.real, g.seen.to(g.real.dtype)])))
+        score, logits = (t.float() for t in self.players.discriminator.verdict(seen))
         by_class, by_mask = class_loss(score[:n], score[n:]), mask_loss(logits[n:], g.seen_mask, r.mask_mean)
         if r.mask_on_real: by_mask = by_mask + mask_loss(logits[:n], torch.ones_like(g.mask), r.mask_mean)
         self.stats.update(c_class_loss=by_class.detach(), c_mask_loss=by_mask.detach())
         return r.class_weight*by_class + r.mask_weight*by_mask*(r.fakes == 'repair')
 
-    def for_repair(self, g):
-        "R's objective, with C's parameters as constants."
+    def opinion(self, g, seen):
+        "C's logits of real and fresh fake images for R: C's parameters are constants, and what C's trunk gives for the real ones is known."
+        return without_gradient(self.players.discriminator, g.fake, seen[:len(g.real)].detach())
+
+    def for_repair(self, g, seen):
+        "R's objective, from C's opinion."
         r, n = self.recipe, len(g.real)
-        score, logits = (t.float() for t in without_gradient(self.players.discriminator, torch.cat([g.real, g.fake])))
+        score, logits = (t.float() for t in self.opinion(g, seen))
         loss = r.adversarial_weight*repair_loss(score[n:], r.objective)
         if r.kept_weight: loss = loss + r.kept_weight*kept_error(g.fake.float(), g.real.float(), g.mask)
         if r.repair_shares: loss = loss + r.class_weight*F.softplus(score[n:]).mean() + r.mask_weight*mask_loss(logits[n:], g.mask, r.mask_mean)
@@ -387,7 +395,9 @@ class GameLoss:
         return loss
 
     def __call__(self, game, _): # what TwoPlayers returns; fastai's target, which is x again
-        with autocast(game.x.device, self.recipe.bf16): return self.for_discriminator(game) + self.for_repair(game)
+        with autocast(game.x.device, self.recipe.bf16):
+            seen = self.look(game)
+            return self.for_discriminator(game, seen) + self.for_repair(game, seen)
 
 # %% ../nbs/06_training.ipynb #cell-41
 def mask_scores(logits, mask): # C's mask logits and Omega, (N, 1, M, N)
@@ -717,7 +727,7 @@ def loaders(
 
 def adam(recipe): # Recipe
     "The paper's Adam behind fastai's interface (section 4.4): an `opt_func` for a Learner."
-    return partial(OptimWrapper, opt=torch.optim.Adam, betas=(recipe.beta1, .999), eps=recipe.eps, weight_decay=recipe.l2)
+    return partial(OptimWrapper, opt=torch.optim.Adam, betas=(recipe.beta1, .999), eps=recipe.eps, weight_decay=recipe.l2, fused=True)
 
 def decay(recipe, lrs, total): # Recipe; first learning rates; steps
     "The recipe's schedule."
@@ -835,6 +845,19 @@ def game_learner(
     if recipe.ema: extra.append(WeightAverage(recipe.ema))
     return Learner(dls, players, GameLoss(players), adam(recipe), lr=recipe.lr, splitter=two_groups, wd_bn_bias=True, metrics=list(map(BatchMean, METRICS[:None if recipe.fakes == 'repair' else 4])),
                    cbs=[ImagesAreTargets(), decay(recipe, [recipe.lr, recipe.repair_lr], total), *extra, *both_phases(recipe), *cbs])
+
+def phase_learner(
+    phase,      # auto or game
+    dls,        # DataLoaders
+    players,    # TwoPlayers
+    recipe,     # Recipe
+    total,      # steps, for the schedule
+    cbs=()      # more callbacks
+)->Learner:
+    "The learner of a phase; in the first E and D learn, in the second they are frozen."
+    players.frozen.requires_grad_(phase == 'auto')
+    if phase == 'auto': return auto_learner(dls, nn.Sequential(players.encoder, players.repaired.decoder), recipe, total, cbs)
+    return game_learner(dls, players, recipe, total, cbs)
 
 # %% ../nbs/06_training.ipynb #cell-81
 def save_weights(players, path): # TwoPlayers; the .safetensors file
@@ -1003,10 +1026,8 @@ def pretrain(
         torch.manual_seed(recipe.seed)
         dls, rounds = loaders(train, valid, recipe, epochs, batch, device)
         total = rounds*len(dls.train)
-        if name == 'auto': make = partial(auto_learner, dls, nn.Sequential(players.encoder, players.repaired.decoder).requires_grad_(True), recipe, total)
-        else:
-            players.frozen.requires_grad_(False)
-            make = lambda extra: game_learner(dls, players, recipe, total, [*extra, Watch(), ImageGrid(out), *cbs])
+        more = [Watch(), ImageGrid(out), *cbs] if name == 'game' else []
+        make = lambda extra: phase_learner(name, dls, players, recipe, total, [*extra, *more])
         logs[name] = run_phase(name, make, rounds, out, resume, progress)
         seconds[name] = perf_counter() - start
     save_weights(players, out/'weights.safetensors')
