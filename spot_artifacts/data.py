@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SKELETONS', 'CLASSES', 'RENDERER', 'SUFFIXES', 'SpotError', 'ImagesError', 'RecipeError', 'WeightsError',
-           'CheckpointError', 'RunError', 'Diverged', 'DiskError', 'ImageSet', 'cache_dir', 'embedded', 'show_images',
-           'load_image', 'list_images', 'bars', 'folder_images', 'split_folders', 'link_listing', 'stl10', 'to_float',
-           'Augment', 'CentralCrop', 'TensorDL', 'spot_dls']
+           'CheckpointError', 'RunError', 'Diverged', 'DiskError', 'ImageSet', 'DiskImages', 'cache_dir', 'embedded',
+           'show_images', 'load_image', 'list_images', 'bars', 'free_memory', 'where_kept', 'folder_images',
+           'split_folders', 'link_listing', 'stl10', 'to_float', 'Augment', 'CentralCrop', 'TensorDL', 'spot_dls']
 
 # %% ../nbs/00_data.ipynb #cell-4
-import hashlib, math, os, sys, warnings
+import hashlib, json, math, os, sys, warnings
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,7 +52,7 @@ class DiskError(SpotError):
 @dataclass(eq=False, repr=False)
 class ImageSet:
     "Images of one size as one uint8 tensor, with labels where there are any."
-    images: torch.Tensor                # (N, 3, S, S) uint8, RGB
+    images: torch.Tensor                # (N, 3, S, S) uint8, RGB; or `DiskImages`, where memory is too small
     labels: torch.Tensor|None = None    # (N,) int64, an index into `classes`
     classes: tuple = ()                 # class names
     name: str = 'images'                # what results files call this set
@@ -63,7 +63,7 @@ class ImageSet:
     def __len__(self): return len(self.images)
     def __getitem__(self, i):
         "The images picked by `i`, a slice or a tensor of indices or bools, as an `ImageSet`."
-        pick = lambda t: None if t is None else t[i]
+        pick = lambda t: t.pick(i) if isinstance(t, DiskImages) else None if t is None else t[i]
         return replace(self, **{k: pick(getattr(self, k)) for k in ('images', 'labels', 'boxes', 'parts')})
     def __repr__(self):
         return f'{self.name}: {len(self)} images of {self.size} px' + f', {len(self.classes)} classes'*bool(self.classes)
@@ -80,8 +80,29 @@ def _sha256(*tensors):
     "Hex digest of the bytes of all tensors that are not None."
     h = hashlib.sha256()
     for t in tensors:
-        if t is not None: h.update(t.cpu().contiguous().view(-1).numpy())
+        for part in () if t is None else t.split(4096): h.update(part.cpu().contiguous().view(-1).numpy())
     return h.hexdigest()
+
+class DiskImages:
+    "Some of the images in a file of bytes, read when they are asked for."
+    dtype, device = torch.uint8, torch.device('cpu')
+    def __init__(self,
+        array,     # numpy memmap (M, 3, S, S) uint8
+        rows       # (N,) int64, which of them
+    ): store_attr()
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i): return torch.from_numpy(self.array[self.rows[i].numpy()])
+    @property
+    def shape(self): return torch.Size([len(self), *self.array.shape[1:]])
+    @property
+    def nbytes(self): return self.shape.numel()
+    def pick(self, i):
+        "Fewer of them; nothing is read."
+        return DiskImages(self.array, self.rows[i])
+    def split(self, n):
+        "Tensors of `n` images, one after the other."
+        return (self[k:k + n] for k in range(0, len(self), n))
+    def to(self, device): return self
 
 # %% ../nbs/00_data.ipynb #cell-15
 PARTS = ('body', 'head', 'limb 1', 'limb 2', 'limb 3', 'limb 4')
@@ -350,6 +371,70 @@ def _say_skipped(path, n, skipped):
     few = ', '.join(f'{file} ({why})' for file, why in skipped[:3]) + ', ...'*(len(skipped) > 3)
     print(*f'{path}: skipped {len(skipped)} of {n} images: {few}'.split(), file=sys.stderr)     # file names may have line ends
 
+# %% ../nbs/00_data.ipynb #new
+def _refuse(why):
+    "ImagesError for the first of the files that cannot be used, {file: reason}."
+    for file, reason in why.items(): raise ImagesError(f'{file}: {reason}. Mend or remove this file, or do without strict.')
+
+def _decode_into(images, files, size, progress, strict):
+    "Fills the first rows of `images`; {file: reason} of the files that cannot be used."
+    why = {}
+    with closing(_decoded(files, size, progress)) as decoded:
+        for i, (image, file) in enumerate(zip(decoded, files)):
+            if isinstance(image, str): why[file] = image
+            else: images[i - len(why)] = image
+            if strict: _refuse(why)
+    return why
+
+def _read(files, size, progress, strict):
+    "The images of the files as one tensor, and {file: reason} of those that cannot be used."
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    why = _decode_into(images, files, size, progress, strict)
+    return images[:len(files) - len(why)], why
+
+# %% ../nbs/00_data.ipynb #new
+def free_memory()->float: # infinite, where the system does not tell
+    "Bytes that programs may still take."
+    try: return next(int(line.split()[1])*1024 for line in Path('/proc/meminfo').read_text().splitlines() if line.startswith('MemAvailable'))
+    except (OSError, StopIteration): return math.inf
+
+def _folder_cache(files, size):
+    "The file for the decoded bytes of these images: another name as soon as one of them changes."
+    about = lambda s: (s.st_size, s.st_mtime_ns)
+    h = hashlib.sha256(repr(size).encode())
+    for f in files: h.update(repr((os.fspath(f), about(f.stat()) if f.exists() else None)).encode())
+    return cache_dir()/f'folder-{h.hexdigest()[:16]}.bytes'
+
+_take_room = getattr(os, 'posix_fallocate', lambda fd, start, n: os.truncate(fd, start + n))     # without it, a full disk is noticed late
+
+def _read_to_disk(files, size, progress, strict):
+    "As `_read`, but the images are `DiskImages`."
+    file, shape = _folder_cache(files, size), (len(files), 3, size, size)
+    part, reasons = file.with_name(f'{file.name}.{os.getpid()}.part'), file.with_suffix('.json')
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with part.open('wb') as f: _take_room(f.fileno(), 0, math.prod(shape))
+            why = _decode_into(np.memmap(part, np.uint8, 'r+', shape=shape), files, size, progress, strict)
+            reasons.write_text(json.dumps([(i, why[f]) for i, f in enumerate(files) if f in why]))
+            os.replace(part, file)
+        why = {files[i]: reason for i, reason in json.loads(reasons.read_text())}
+    except OSError as e:
+        raise DiskError(f'{file}: no room for the {math.prod(shape)/1e9:.1f} GB of {len(files)} images of {size} px, which do not fit into memory ({e.strerror}). '
+                        'Free some space, set XDG_CACHE_HOME to a larger disk, or give a smaller size.') from None
+    finally: part.unlink(missing_ok=True)
+    if strict: _refuse(why)
+    return DiskImages(np.memmap(file, np.uint8, 'r', shape=shape), torch.arange(len(files) - len(why))), why
+
+def where_kept(
+    n,       # number of images
+    size     # px
+)->str:      # a sentence
+    "Where a run keeps so many images, and why."
+    need, free = n*3*size**2, free_memory()
+    place = 'in memory' if need <= free/2 else f'in a file in {cache_dir()}, from which each batch is read'
+    return f'{n:,} images of {size} px are {need/1e9:.1f} GB of bytes; {free/1e9:.1f} GB of memory are free: decoded once and kept {place}'
+
 # %% ../nbs/00_data.ipynb #cell-51
 def folder_images(
     path,                  # the folder; images may lie at any depth
@@ -364,23 +449,19 @@ def folder_images(
     classes = tuple(sorted({c for c in of if c}))
     if labelled and len(classes) < 2:
         raise ImagesError(f'{path}: {len(classes)} sub-folder(s) with images. Give each of two or more classes its own.')
-    images, labels, skipped = torch.empty(len(files), 3, size, size, dtype=torch.uint8), [], []
-    with closing(_decoded(files, size, progress)) as decoded:
-        for image, file, c in zip(decoded, files, of):
-            if labelled and c is None: image = 'in no class folder'
-            if isinstance(image, str):
-                if strict: raise ImagesError(f'{file}: {image}. Mend or remove this file, or do without strict.')
-                skipped.append((file.relative_to(path).as_posix(), image))
-            else:
-                images[len(labels)] = image
-                labels.append(classes.index(c) if labelled else 0)
-    if not labels:
+    why = {f: 'in no class folder' for f, c in zip(files, of) if labelled and c is None}
+    if strict: _refuse(why)
+    read = _read if len(files)*3*size**2 <= free_memory()/2 else _read_to_disk
+    images, broken = read([f for f in files if f not in why], size, progress, strict)
+    why.update(broken)
+    labels = torch.tensor([classes.index(c) for f, c in zip(files, of) if f not in why]) if labelled else None
+    skipped = [(f.relative_to(path).as_posix(), why[f]) for f in files if f in why]
+    if not len(images):
         smaller = all('smaller' in why for _, why in skipped)
         raise ImagesError(f'{path}: none of {len(files)} images can be used, the first is {": ".join(skipped[0])}. '
                         f'Give {"a smaller size" if smaller else "other images"}.')
     if skipped: _say_skipped(path, len(files), skipped)
-    return ImageSet(images[:len(labels)], torch.tensor(labels) if labelled else None, classes,
-                    f'{path.resolve().name}-{size}', skipped=tuple(skipped))
+    return ImageSet(images, labels, classes, f'{path.resolve().name}-{size}', skipped=tuple(skipped))
 
 # %% ../nbs/00_data.ipynb #cell-60
 def _class_folders(path):

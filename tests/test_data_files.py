@@ -273,3 +273,20 @@ def test_images_stay_off_a_gpu_that_is_too_small(monkeypatch):
 def test_lowest_floor_is_light():
     code = 'import sys, spot_artifacts.data as d; print([m for m in ("fastai", "torchvision", "matplotlib") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'
+
+
+def test_a_run_from_the_disk_is_the_run_from_memory(tmp_path, monkeypatch):
+    "With no memory to spare images stay in a file, and every weight of a run comes out the same."
+    from spot_artifacts.training import Recipe, pretrain
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    (tmp_path/'photos').mkdir()
+    for i, image in enumerate(embedded(40, 32, seed=6, cache=False).images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path/f'photos/{i}.png')
+    recipe, weights = Recipe.small(32, width=.1, ae_width=.1, auto_batch=8, batch=8, auto_epochs=1., epochs=1.), []
+    for free in (1e12, 0):
+        monkeypatch.setattr(data, 'free_memory', lambda: free)
+        images = folder_images(tmp_path/'photos', 32)
+        assert isinstance(images.images, data.DiskImages) == (not free)
+        pretrain(images, recipe, tmp_path/f'run-{free:g}', progress=False)
+        weights.append((tmp_path/f'run-{free:g}/weights.safetensors').read_bytes())
+    assert weights[0] == weights[1]
