@@ -594,7 +594,7 @@ class Augment:
         grid = F.affine_grid(theta, (len(images), 3, self.size, self.size), align_corners=False)
         x = F.grid_sample(images/255, grid, align_corners=False, padding_mode='border')
         x = (x*bright.view(-1, 1, 1, 1)).clamp_(max=1)
-        grey = (x*x.new_tensor([.2989, .587, .114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        grey = .2989*x[:, :1] + .587*x[:, 1:2] + .114*x[:, 2:]
         return torch.lerp(grey, x, sat.view(-1, 1, 1, 1)).clamp_(0, 1)*2 - 1
 
     def __call__(self, images, g=None): return self.apply(images, *self.draw(len(images), g, images.device))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'WITHOUT', 'PLAIN', 'COSTS', 'NAMES', 'Files', 'file_batches', 'PlainAutoencoder', 'PlainGame',
            'concatenated', 'padded', 'looked_at_again', 'as_they_come', 'loop_adam', 'Wait', 'Variant', 'players_of',
-           'Work', 'sync', 'fastest', 'ceilings', 'reset_peak', 'peak', 'Stopwatch', 'timed', 'Race', 'FileDL',
-           'bare_step', 'floor', 'compare_variants', 'input_rates', 'plain_probe', 'probe_times', 'costs', 'save_jpegs',
-           'bench', 'where', 'bench_table', 'bench_figure', 'cost_figure']
+           'Work', 'sync', 'fastest', 'ceilings', 'Memory', 'Stopwatch', 'timed', 'Race', 'FileDL', 'bare_step',
+           'floor', 'compare_variants', 'input_rates', 'plain_probe', 'probe_times', 'costs', 'save_jpegs', 'bench',
+           'where', 'bench_table', 'bench_figure', 'cost_figure']
 
 # %% ../nbs/13_speed.ipynb #cell-3
-import os
+import ctypes, gc, os
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -179,7 +179,7 @@ class Variant:
 NETWORKS = {
     'norms folded into filters': Variant(((ConvNorm, 'forward', nn.Sequential.forward),), phases=('game',)),
     "the mask's filters apart": Variant(((RepairBlock, 'residual', concatenated),), phases=('game',)),
-    'pooling without a padded copy': Variant(((SamePool, 'forward', padded),), phases=('game',))}
+    'poolings that need no copy': Variant(((SamePool, 'forward', padded),), phases=('game',))}
 WITHOUT = {
     'bfloat16': Variant(recipe=(('bf16', False),)),
     'channels last': Variant(((ImagesAreTargets, 'before_batch', as_they_come),), layout=torch.contiguous_format),
@@ -187,7 +187,7 @@ WITHOUT = {
     'a fused Adam': Variant(((training, 'adam', loop_adam),)),
     'real images seen once': Variant(((GameLoss, 'opinion', looked_at_again),), phases=('game',)),
     **NETWORKS,
-    'losses left where they are': Variant(cbs=(Wait(),)),
+    'losses that stay on the device': Variant(cbs=(Wait(),)),
     'fastai and all callbacks': Variant(fastai=False)}
 PLAIN = Variant(sum((v.patches for v in NETWORKS.values()), ()), (('bf16', False),), torch.contiguous_format, files=True)
 
@@ -246,46 +246,55 @@ def ceilings(
     c = torch.empty_like(b)
     return dict(operations=2*side**3/fastest(lambda: a @ a, device), bytes=2*size/fastest(lambda: c.copy_(b), device), dtype=str(dtype).removeprefix('torch.'))
 
-def reset_peak(device): # torch.device
-    "Starts to watch for the largest amount of memory in use."
-    if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(device)
-    else: Path('/proc/self/clear_refs').write_text('5')
-
-def peak(device): # torch.device
-    "The largest amount of memory in use since then, bytes: of the GPU, or of this process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
-    return next(int(line.split()[1])*1024 for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
+class Memory:
+    "How much more memory is in use at the most than there was at the start: of the GPU, or of this process where Linux tells."
+    def __init__(self, device): # torch.device
+        gc.collect()
+        self.device = device
+        if device.type == 'cpu' and hasattr(ctypes.CDLL(None), 'malloc_trim'): ctypes.CDLL(None).malloc_trim(0)     # gives back what is free
+        self.start = torch.cuda.memory_allocated(device) if device.type == 'cuda' else self.status('VmRSS')
+    def status(self, key):
+        try: return next(int(line.split()[1])*1024 for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(key))
+        except OSError: return None
+    def reset(self):
+        "Forgets earlier peaks."
+        if self.device.type == 'cuda': torch.cuda.reset_peak_memory_stats(self.device)
+        elif os.access('/proc/self/clear_refs', os.W_OK): Path('/proc/self/clear_refs').write_text('5')
+    def peak(self): # bytes; None where nobody tells
+        "The peak since then."
+        if self.start is None: return None
+        return (torch.cuda.max_memory_allocated(self.device) if self.device.type == 'cuda' else self.status('VmHWM')) - self.start
 
 # %% ../nbs/13_speed.ipynb #cell-24
 class Stopwatch(Callback):
     "Times the steps of a fit that come after the first `skip`, then ends it."
     order = 99
-    def __init__(self, skip): self.skip = skip   # steps, 1 or more
+    def __init__(self, skip, memory): self.skip, self.memory = skip, memory   # steps, 1 or more; Memory
     def after_batch(self):
         if self.iter != self.skip - 1: return
         sync(self.dls.device)
-        reset_peak(self.dls.device)
+        self.memory.reset()
         self.start = perf_counter()
     def after_train(self):
         sync(self.dls.device)
-        self.seconds, self.peak = (perf_counter() - self.start)/(self.n_iter - self.skip), peak(self.dls.device)
+        self.seconds = (perf_counter() - self.start)/(self.n_iter - self.skip)
         raise CancelFitException
 
 def timed(
     step,       # a batch -> anything
     batches,    # an iterator
     skip,       # steps that are not counted
-    device      # torch.device
-):              # seconds per step; peak memory, bytes
+    memory      # Memory
+):              # seconds per step
     "The same for a bare loop."
     for i, (x, *_) in enumerate(batches):
         step(x)
         if i == skip - 1:
-            sync(device)
-            reset_peak(device)
+            sync(memory.device)
+            memory.reset()
             start = perf_counter()
-    sync(device)
-    return (perf_counter() - start)/(i + 1 - skip), peak(device)
+    sync(memory.device)
+    return (perf_counter() - start)/(i + 1 - skip)
 
 # %% ../nbs/13_speed.ipynb #cell-25
 @dataclass
@@ -309,15 +318,15 @@ class Race:
 
     def seconds(self, variant, phase):
         "Seconds per step and peak memory, bytes."
-        recipe = replace(self.recipe, **dict(variant.recipe))
+        recipe, memory = replace(self.recipe, **dict(variant.recipe)), Memory(self.device)
         with variant.patched():
             players, dl = players_of(variant, recipe, self.device), self.loader(recipe, self.batch(phase), variant.files)
-            if variant == PLAIN: return timed((PlainAutoencoder if phase == 'auto' else PlainGame)(players, recipe).step, dl, self.skip, self.device)
-            watch = Stopwatch(self.skip)
+            if variant == PLAIN: return timed((PlainAutoencoder if phase == 'auto' else PlainGame)(players, recipe).step, dl, self.skip, memory), memory.peak()
+            watch = Stopwatch(self.skip, memory)
             learn = phase_learner(phase, DataLoaders(dl, dl, device=self.device), players, recipe, 10**6, [StopAtNaN(), watch, *variant.cbs])
-            if not variant.fastai: return timed(bare_step(learn), dl, self.skip, self.device)
+            if not variant.fastai: return timed(bare_step(learn), dl, self.skip, memory), memory.peak()
             with learn.no_bar(), learn.no_logging(): learn.fit(1)
-            return watch.seconds, watch.peak
+            return watch.seconds, memory.peak()
 
 @dataclass
 class FileDL:
@@ -370,7 +379,7 @@ def compare_variants(
         for name in found:
             found[name].append(race.seconds({'plain': PLAIN, 'ours': Variant(), **without}[name], phase))
             say(f'{phase}: {"" if name in ("plain", "ours") else "without "}{name}: {race.batch(phase)/found[name][-1][0]:.1f} images/s')
-    rate = lambda turns: dict(images_per_second=race.batch(phase)/min(s for s, _ in turns), turns=[race.batch(phase)/s for s, _ in turns], peak_memory=min(m for _, m in turns))
+    rate = lambda turns: dict(images_per_second=race.batch(phase)/min(s for s, _ in turns), turns=[race.batch(phase)/s for s, _ in turns], peak_memory=turns[0][1])
     plain, ours, *rest = map(rate, found.values())
     least = floor(race, phase, limits)
     return dict(plain=plain, ours=ours, ratio=ours['images_per_second']/plain['images_per_second'], batch=race.batch(phase), floor=least,
@@ -400,7 +409,7 @@ def plain_probe(net, train, test, labels, values): # Discriminator; two labelled
         found[name] = 100*fit_probe(x, y, choose_l2(x, y)).score(xt, test.labels.numpy())
     return found
 
-def probe_times(race, labels=500, values=500): # Race; number of labels; numbers per layer
+def probe_times(race, labels, values): # Race; number of labels, and of test images; numbers per layer
     "Seconds of features and probes, on the CPU."
     train, test = (embedded(labels, race.recipe.size, seed) for seed in (3, 4))
     plain, ours = (players_of(v, race.recipe).discriminator for v in (PLAIN, Variant()))
@@ -448,6 +457,7 @@ def bench(
     images=1000,    # number of embedded images
     say=print,      # told what was measured
     grid=COSTS,     # for `costs`
+    labels=500,     # and test images, for `probe_times`
     **how           # `skip` and `steps` of a `Race`
 )->dict:            # what nbs/results/bench-*.json holds
     "Everything in this notebook, measured."
@@ -459,7 +469,7 @@ def bench(
         limits = ceilings(device, torch.bfloat16 if recipe.bf16 else torch.float32)
         say(f'{limits["operations"]/1e9:.0f} billion {limits["dtype"]} operations and {limits["bytes"]/1e9:.0f} GB per second')
         found = {name: compare_variants(race, phase, limits, say=say) for name, phase in (('phase1', 'auto'), ('phase2', 'game'))}
-        found.update(input=input_rates(race), probe=probe_times(race), costs=costs(race, **grid))
+        found.update(input=input_rates(race), probe=probe_times(race, labels, labels), costs=costs(race, **grid))
     return dict(provenance(data, device), recipe=asdict(recipe), ceilings=limits, skip=race.skip, steps=race.steps, **found, seconds=perf_counter() - start)
 
 # %% ../nbs/13_speed.ipynb #cell-34
@@ -472,8 +482,9 @@ def where(found): # what `bench` gave
 
 def bench_table(found): # what `bench` gave
     "Plain against ours, as Markdown."
+    gigabytes = lambda f: '' if f['peak_memory'] is None else f'{f["peak_memory"]/1e9:.2f}'
     row = lambda name, f: (f'| {name} | {f["plain"]["images_per_second"]:.1f} | {f["ours"]["images_per_second"]:.1f} | **{f["ratio"]:.2f}** | {f["roofline_share"]["plain"]:.0%} | {f["roofline_share"]["ours"]:.0%} '
-                           f'| {f["plain"]["peak_memory"]/1e9:.2f} | {f["ours"]["peak_memory"]/1e9:.2f} |')
+                           f'| {gigabytes(f["plain"])} | {gigabytes(f["ours"])} |')
     head = '| | plain, images/s | ours, images/s | ratio | plain, of the roofline | ours, of the roofline | plain, GB | ours, GB |'
     return chr(10).join([head, '|---|' + '--:|'*7, *(row(name, found[phase]) for phase, name in NAMES.items())])
 
@@ -500,7 +511,7 @@ def cost_figure(found): # what `bench` gave
     for ax, (key, label) in zip(axes, dict(size='image side, px', width='width of all networks', batch='images per step', images='images in memory').items()):
         rows = found['costs'][key]
         memory = key == 'batch'
-        x, y = [r[key] for r in rows], [r['peak_memory']/1e9 if memory else 1e3*r['seconds_per_image'] for r in rows]
+        x, y = [r[key] for r in rows], [(r['peak_memory'] or 0)/1e9 if memory else 1e3*r['seconds_per_image'] for r in rows]
         ax.plot(x, y, 'o-')
         if key == 'size': ax.plot(x, [y[-1]*(v/x[-1])**2 for v in x], ':', color='gray', label='as pixels')
         if key == 'size': ax.legend(fontsize=8)

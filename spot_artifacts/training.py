@@ -9,12 +9,12 @@ __all__ = ['RELEASED', 'SMALL', 'DEMO_EPOCHS', 'Game', 'COLLAPSES', 'METRICS', '
            'TwoPlayers', 'has_bf16', 'autocast', 'build', 'without_gradient', 'class_accuracy', 'GameLoss',
            'mask_scores', 'Stateful', 'ImagesAreTargets', 'of_all', 'mean_of_all', 'MixHistory', 'LinearDecay',
            'Balance', 'ByTurns', 'WeightAverage', 'Clip', 'StopAtNaN', 'Watch', 'BatchMean', 'EpochLog',
-           'TensorBoardLog', 'picture_rows', 'to_image', 'save_grid', 'ImageGrid', 'digest', 'before',
-           'save_checkpoint', 'load_checkpoint', 'damaged', 'Checkpoint', 'loaders', 'adam', 'decay', 'SharedDL',
-           'ShareGradients', 'from_first', 'MeanOfAll', 'SharedNorm', 'share_norms', 'AutoLoss', 'Bf16', 'both_phases',
-           'auto_learner', 'two_groups', 'game_learner', 'phase_learner', 'save_weights', 'load_weights', 'hold_out',
-           'device_name', 'provenance', 'commit', 'free_folder', 'join', 'leave', 'check_shares', 'open_run', 'fit',
-           'run_phase', 'adopt', 'pretrain', 'measure']
+           'TensorBoardLog', 'LazyLoss', 'LossStays', 'Bar', 'picture_rows', 'to_image', 'save_grid', 'ImageGrid',
+           'digest', 'before', 'save_checkpoint', 'load_checkpoint', 'damaged', 'Checkpoint', 'loaders', 'adam',
+           'decay', 'SharedDL', 'ShareGradients', 'from_first', 'MeanOfAll', 'SharedNorm', 'share_norms', 'AutoLoss',
+           'Bf16', 'both_phases', 'auto_learner', 'two_groups', 'game_learner', 'phase_learner', 'save_weights',
+           'load_weights', 'hold_out', 'device_name', 'provenance', 'commit', 'free_folder', 'join', 'leave',
+           'check_shares', 'open_run', 'fit', 'run_phase', 'adopt', 'pretrain', 'measure']
 
 # %% ../nbs/06_training.ipynb #cell-3
 import hashlib, json, math, os, platform, subprocess, sys, warnings
@@ -44,7 +44,7 @@ from .discriminator import Discriminator
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Metric
+from fastai.learner import AvgSmoothLoss, Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch, store_attr
 from PIL import Image
@@ -600,6 +600,23 @@ class TensorBoardLog(Callback):
         for k, v in row.items(): self.writer.add_scalar(k, v, row['epoch'])
         self.writer.flush()
 
+# %% ../nbs/06_training.ipynb #new
+class LazyLoss(AvgSmoothLoss):
+    "fastai's running mean of the loss, left on the device."
+    def accumulate(self, learn):
+        self.count += 1
+        self.val = torch.lerp(learn.loss.detach(), self.val.to(learn.loss.device), self.beta)
+
+class LossStays(Callback):
+    "The loss is not fetched at each step."
+    def after_create(self): self.recorder.smooth_loss = LazyLoss()
+
+class Bar(ProgressCallback):
+    "fastai's progress bar, with the loss as of the last multiple of 32 steps."
+    def after_batch(self):
+        self.pbar.update(self.iter + 1)
+        if self.training and self.iter % 32 == 0: self.pbar.comment = f'{self.smooth_loss.item():.4f}'
+
 # %% ../nbs/06_training.ipynb #cell-65
 @torch.no_grad()
 def picture_rows(
@@ -812,7 +829,7 @@ class Bf16(nn.Module):
 
 def both_phases(recipe): # Recipe
     "Callbacks of either phase."
-    return [Clip(recipe.clip)]*bool(recipe.clip) + [ShareGradients()]*(world() > 1)
+    return [LossStays()] + [Clip(recipe.clip)]*bool(recipe.clip) + [ShareGradients()]*(world() > 1)
 
 def auto_learner(
     dls,            # DataLoaders
@@ -976,7 +993,8 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
 def fit(learn, epochs, progress=True): # a Learner; rounds to fit; show a bar or lines?
     "`learn.fit`, with or without its progress bar and table; an error that the user can mend keeps its own words."
     try:
-        if progress and bars() and not rank(): return learn.fit(epochs)
+        if progress and bars() and not rank():
+            with learn.removed_cbs(learn.progress), learn.added_cbs(Bar()): return learn.fit(epochs)
         with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     except SpotError as e: raise type(e)(str(e).rpartition('\n\t')[2]) from None
 
