@@ -22,6 +22,7 @@ setup(
                  f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}",
                  'Programming Language :: Python :: 3',
+                 *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),   # those of .github/workflows/test.yml
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
     install_requires=cfg['requirements'].split(),

@@ -235,7 +235,8 @@ def write_whole(path, write, older=None): # the file; a function that writes to 
         if older and path.exists(): os.replace(path, older)
         os.replace(tmp, path)
     except (OSError, RuntimeError, SafetensorError) as e:
-        why = getattr(e, 'strerror', None) or str(e).splitlines()[0]
+        cause = e.__context__ if isinstance(e.__context__, OSError) else e      # PyTorch covers the disk's error with its own
+        why = getattr(cause, 'strerror', None) or str(cause).splitlines()[0]
         raise DiskError(f'{path}: could not be written ({why}). Free some space or mend its rights; a run that was cut off continues with --resume.') from None
     finally: tmp.unlink(missing_ok=True)
 
@@ -670,7 +671,9 @@ def before(path): # a checkpoint
 # %% ../nbs/06_training.ipynb #cell-68
 def save_checkpoint(state, path, keep=True): # a dictionary of tensors and plain values; the file; keep the one that was there?
     "Written whole, with its SHA-256; the one that was there becomes the previous one."
-    write_whole(path, lambda tmp: torch.save(dict(state, sha256=digest(state)), tmp), older=before(path) if keep else None)
+    def write(tmp):
+        with tmp.open('wb') as f: torch.save(dict(state, sha256=digest(state)), f)
+    write_whole(path, write, older=before(path) if keep else None)
 
 def load_checkpoint(path, device='cpu'): # the file; where its tensors go
     "Tensors and plain values only: nothing in the file is ever executed. CheckpointError if it does not have its SHA-256."

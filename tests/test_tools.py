@@ -1,5 +1,5 @@
 "The scripts in tools/ notice what they are there to notice. Each test has a tiny project of its own."
-import shutil, subprocess, sys
+import json, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat, pytest
@@ -123,3 +123,11 @@ def test_refresh_names_the_cell_that_fails(project):
     assert result.returncode == 1
     assert 'nbs/00_tiny.ipynb, cell 2' in result.stderr and 'ZeroDivisionError' in result.stderr
     assert (project.folder/'nbs/00_tiny.ipynb').read_bytes() == before
+
+
+def test_the_oldest_versions_that_are_allowed_were_tested(root):
+    floors = subprocess.run([sys.executable, 'tools/compat.py', 'floors'], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    tested = json.loads((root/'nbs/results/compat.json').read_text())['oldest']
+    stale = [f for f in floors if not f'{tested["versions"][f.split("==")[0]]}.'.startswith(f.split('==')[1] + '.')]
+    assert not stale, f'{stale}: run tools/compat.py oldest with them'
+    assert tested['passed'] and not tested['failed']
