@@ -21,9 +21,6 @@ from unittest.mock import patch
 # %% ../nbs/13_speed.ipynb #cell-4
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback, CancelFitException
-from fastai.data.core import DataLoaders
-from fastai.optimizer import OptimWrapper
 from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +35,9 @@ from .repair import RepairBlock
 from .training import (GameLoss, ImagesAreTargets, StopAtNaN, build, class_loss, has_bf16, kept_error, mask_loss, phase_learner, provenance,
                                      repair_loss, without_gradient)
 from .transfer import choose_l2, fit_probe, pool_to, probe
+from fastai.callback.core import Callback, CancelFitException
+from fastai.data.core import DataLoaders
+from fastai.optimizer import OptimWrapper
 
 # %% ../nbs/13_speed.ipynb #cell-7
 class Files(Dataset):

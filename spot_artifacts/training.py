@@ -175,7 +175,7 @@ RELEASED = dict(size=96, flip=.5, brightness=32/255, saturation=.5,
     auto_epochs=500., epochs=500., floor_at=.9, eps=1e-5, l2=5e-5, ema=.9999)
 SMALL = dict(width=.25, ae_width=.5, lrn=False, flip=.5, area=(.6, 1.), drop_rate=.5, objective='nonsaturating', kept_weight=30., balance=.94,
     auto_batch=16, batch=64, auto_lr=5e-3, lr=1e-3, repair_lr=1.5e-4, warmup=.03, auto_epochs=10., epochs=10., bf16=True)
-DEMO_EPOCHS = dict(auto_epochs=1.5, epochs=4.6)
+DEMO_EPOCHS = dict(auto_epochs=1.5, epochs=5.8)
 
 @patch(cls_method=True)
 def paper(cls:Recipe, **changes): # fields that differ
