@@ -454,7 +454,7 @@ def save_jpegs(data, folder): # ImageSet; a folder
 def bench(
     recipe,         # Recipe: size, widths and batches
     device='cpu',   # where it runs
-    images=1000,    # number of embedded images
+    images=1000,    # number of embedded images; two batches at least
     say=print,      # told what was measured
     grid=COSTS,     # for `costs`
     labels=500,     # and test images, for `probe_times`
@@ -463,7 +463,7 @@ def bench(
     "Everything in this notebook, measured."
     device, start = torch.device(device), perf_counter()
     recipe = replace(recipe, bf16=has_bf16(device))
-    data = embedded(images, recipe.size)
+    data = embedded(max(images, 2*recipe.batch, 2*recipe.auto_batch), recipe.size)
     with TemporaryDirectory() as folder:
         race = Race(recipe, data, save_jpegs(data, folder), device, **how)
         limits = ceilings(device, torch.bfloat16 if recipe.bf16 else torch.float32)

@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np, pytest, torch
+from fastcore.foundation import working_directory
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
@@ -80,7 +81,7 @@ def run(photos, tmp_path_factory):
 
 words = st.sampled_from(['0', '-1', '1', '2', '12', '33', '0.05', 'nan', 'inf', '1e99', '9'*30, '', ' ', 'cpu', 'cuda', 'paper', 'x\ny', '\u202eé', '--', '-', '\x00', '\udcff', 'a'*300, '.', '/dev/null'])
 commands = dict(pretrain=['--images', '--out', '--recipe', '--size', '--width', '--batch', '--epochs', '--seed', '--resume', '--strict', '--device'],
-                probe=['--weights', '--images', '--test', '--labels', '--seeds', '--epochs', '--out', '--device'], spot=['--weights', '--out', '--device'], info=['--recipe', '--weights'])
+                probe=['--weights', '--images', '--test', '--labels', '--seeds', '--epochs', '--out', '--device'], spot=['--weights', '--out', '--device'], info=['--recipe', '--weights', '--images'])
 
 
 @st.composite
@@ -109,7 +110,7 @@ def outcome(argv):
 @settings(quick, max_examples=60)
 @given(lines())
 def test_a_command_line_works_or_ends_in_one_line(photos, run, line):
-    with tempfile.TemporaryDirectory() as tmp, contextlib.chdir(tmp) if sys.version_info >= (3, 11) else contextlib.nullcontext():
+    with tempfile.TemporaryDirectory() as tmp, working_directory(tmp):
         line = [w.replace('PHOTOS', str(photos)).replace('RUN', str(run)).replace('OUT', f'{tmp}/out') for w in line]
         status, said = outcome(line)
     assert status in (0, 1, 2), (line, said)

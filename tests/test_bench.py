@@ -1,0 +1,30 @@
+"`spot-artifacts bench` from the command line; notebook 13 tests what it measures."
+import json
+
+import pytest
+from PIL import Image
+
+from spot_artifacts import speed
+from spot_artifacts.cli import main
+
+
+def test_what_the_command_writes(root, tmp_path, monkeypatch, capsys):
+    "The measuring itself takes minutes: a committed result stands in for it."
+    committed, asked = json.loads((root/'nbs/results/bench-cpu.json').read_text()), []
+    monkeypatch.setattr(speed, 'bench', lambda recipe, device, say: asked.append((recipe, device)) or committed)
+    for k in range(2): main(f'bench --size 32 --width 0.25 --batch 16 --device cpu --out {tmp_path}/new/bench.json'.split())
+    recipe, device = asked[0]
+    assert (recipe.size, recipe.width, recipe.ae_width, recipe.batch, recipe.auto_batch, device) == (32, .25, .25, 16, 16, 'cpu')
+    assert {f.name for f in (tmp_path/'new').iterdir()} == {f'bench{k}.{kind}' for k in ('', '-2') for kind in ('json', 'png')}
+    assert json.loads((tmp_path/'new/bench.json').read_text()) == committed and Image.open(tmp_path/'new/bench.png').width > 800
+    assert f'{committed["phase2"]["ratio"]:.2f} times the plain version' in capsys.readouterr().out
+
+
+def test_a_batch_larger_than_the_set(monkeypatch):
+    "The rate counts whole batches, so there must be images for them."
+    class Enough(Exception): pass
+    def draw(n, size):
+        assert n >= 2*3000
+        raise Enough
+    monkeypatch.setattr(speed, 'embedded', draw)
+    with pytest.raises(Enough): speed.bench(speed.training.Recipe.small(32, batch=3000))
