@@ -472,7 +472,7 @@ def cmd_ablate(a):
     for name, figure in dict(plot=plot_table(rows), renderings=renderings(painted, draw(test, 8, a.seed).images)).items(): save_figure(figure, out/f'{name}.png', dpi=90)
     print(f'{out}: table.md, table.csv, plot.png, renderings.png and one JSON file per run')
 
-# %% ../nbs/12_cli.ipynb #new
+# %% ../nbs/12_cli.ipynb #c10c44ba
 def cmd_bench(a):
     from functools import partial
     from spot_artifacts.speed import NAMES, bench, bench_figure

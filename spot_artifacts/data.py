@@ -392,7 +392,7 @@ def _read(files, size, progress, strict):
     why = _decode_into(images, files, size, progress, strict)
     return images[:len(files) - len(why)], why
 
-# %% ../nbs/00_data.ipynb #new
+# %% ../nbs/00_data.ipynb #b8448289
 def free_memory()->float: # infinite, where the system does not tell
     "Bytes that programs may still take."
     try: return next(int(line.split()[1])*1024 for line in Path('/proc/meminfo').read_text().splitlines() if line.startswith('MemAvailable'))

@@ -112,7 +112,11 @@ class Discriminator(nn.Module):
     def verdict(self,
                 h):     # what `trunk` gives for a batch
         "Logit of being real (N,) and logits of every entry being kept (N, 1, M, M)."
-        h = self.conv5[1:](h)
+        return self.heads(self.conv5[1:](h))
+
+    def heads(self,
+              h):       # conv5's output
+        "The same from conv5."
         y = self.class_head(h)
         return y[:, -1] if y.shape[1] == 1 else y[:, 1] - y[:, 0], self.mask_head(h)
 
@@ -120,8 +124,8 @@ class Discriminator(nn.Module):
                 x,            # images (N, 3, size, size) in [-1, 1]
                 known=None):  # what `trunk` gave for n other images of the batch, which come first
         "Logit of being real (n + N,) and logits of every entry being kept (n + N, 1, M, M)."
-        h = self.trunk(x)
-        return self.verdict(h if known is None else torch.cat([known, h]))
+        if known is None: return self.heads(self.features(x)[-1])
+        return self.verdict(torch.cat([known, self.trunk(x)]))
 
     def transfer_body(self):
         "conv1 to conv5 as one `nn.Sequential` that takes images of any size; the layers themselves, not copies."

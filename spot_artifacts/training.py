@@ -601,7 +601,7 @@ class TensorBoardLog(Callback):
         for k, v in row.items(): self.writer.add_scalar(k, v, row['epoch'])
         self.writer.flush()
 
-# %% ../nbs/06_training.ipynb #new
+# %% ../nbs/06_training.ipynb #2fe58f9f
 class LazyLoss(AvgSmoothLoss):
     "fastai's running mean of the loss, left on the device."
     def accumulate(self, learn):
