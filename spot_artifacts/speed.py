@@ -13,6 +13,7 @@ __all__ = ['NETWORKS', 'WITHOUT', 'PLAIN', 'COSTS', 'NAMES', 'Files', 'file_batc
 import ctypes, gc, os
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -32,12 +33,11 @@ from .decoder import squared_error
 from .discriminator import LAYERS, SamePool
 from .encoder import ConvNorm
 from .repair import RepairBlock
-from .training import (GameLoss, ImagesAreTargets, StopAtNaN, build, class_loss, has_bf16, kept_error, mask_loss, phase_learner, provenance,
+from .training import (GameLoss, ImagesAreTargets, StopAtNaN, adam, build, class_loss, has_bf16, kept_error, mask_loss, phase_learner, provenance,
                                      repair_loss, without_gradient)
 from .transfer import choose_l2, fit_probe, pool_to, probe
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
-from fastai.optimizer import OptimWrapper
 
 # %% ../nbs/13_speed.ipynb #cell-7
 class Files(Dataset):
@@ -150,8 +150,7 @@ def as_they_come(self):
 
 def loop_adam(recipe):
     "Adam that goes through the parameters one by one."
-    from functools import partial
-    return partial(OptimWrapper, opt=torch.optim.Adam, betas=(recipe.beta1, .999), eps=recipe.eps, weight_decay=recipe.l2)
+    return partial(adam(recipe), fused=False)
 
 class Wait(Callback):
     "Fetches the loss at each step, so that a GPU stands still until it is there."
