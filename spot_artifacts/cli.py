@@ -472,7 +472,7 @@ def cmd_ablate(a):
     for name, figure in dict(plot=plot_table(rows), renderings=renderings(painted, draw(test, 8, a.seed).images)).items(): save_figure(figure, out/f'{name}.png', dpi=90)
     print(f'{out}: table.md, table.csv, plot.png, renderings.png and one JSON file per run')
 
-# %% ../nbs/12_cli.ipynb #c10c44ba
+# %% ../nbs/12_cli.ipynb #cell-30
 def cmd_bench(a):
     from functools import partial
     from spot_artifacts.speed import NAMES, bench, bench_figure
@@ -485,7 +485,7 @@ def cmd_bench(a):
     save_figure(bench_figure(found), out.with_suffix('.png'), dpi=90)
     print(f'details in {out}, a picture in {out.with_suffix(".png")}')
 
-# %% ../nbs/12_cli.ipynb #cell-31
+# %% ../nbs/12_cli.ipynb #cell-33
 def explain(
     error,   # an exception
     out      # what was being written, for errors that don't say

@@ -371,7 +371,7 @@ def _say_skipped(path, n, skipped):
     few = ', '.join(f'{file} ({why})' for file, why in skipped[:3]) + ', ...'*(len(skipped) > 3)
     print(*f'{path}: skipped {len(skipped)} of {n} images: {few}'.split(), file=sys.stderr)     # file names may have line ends
 
-# %% ../nbs/00_data.ipynb #new
+# %% ../nbs/00_data.ipynb #cell-51
 def _refuse(why):
     "ImagesError for the first of the files that cannot be used, {file: reason}."
     for file, reason in why.items(): raise ImagesError(f'{file}: {reason}. Mend or remove this file, or do without strict.')
@@ -392,11 +392,15 @@ def _read(files, size, progress, strict):
     why = _decode_into(images, files, size, progress, strict)
     return images[:len(files) - len(why)], why
 
-# %% ../nbs/00_data.ipynb #b8448289
+# %% ../nbs/00_data.ipynb #cell-53
 def free_memory()->float: # infinite, where the system does not tell
     "Bytes that programs may still take."
     try: return next(int(line.split()[1])*1024 for line in Path('/proc/meminfo').read_text().splitlines() if line.startswith('MemAvailable'))
     except (OSError, StopIteration): return math.inf
+
+def _in_memory(n, size):
+    "Do `n` images of `size` px take no more than half of the memory that is free?"
+    return n*3*size**2 <= free_memory()/2
 
 def _folder_cache(files, size):
     "The file for the decoded bytes of these images: another name as soon as one of them changes."
@@ -412,10 +416,12 @@ def _read_to_disk(files, size, progress, strict):
     file, shape = _folder_cache(files, size), (len(files), 3, size, size)
     part, reasons = file.with_name(f'{file.name}.{os.getpid()}.part'), file.with_suffix('.json')
     try:
-        if not file.exists():
+        if not (file.exists() and reasons.exists()):
             file.parent.mkdir(parents=True, exist_ok=True)
             with part.open('wb') as f: _take_room(f.fileno(), 0, math.prod(shape))
-            why = _decode_into(np.memmap(part, np.uint8, 'r+', shape=shape), files, size, progress, strict)
+            images = np.memmap(part, np.uint8, 'r+', shape=shape)
+            why = _decode_into(images, files, size, progress, strict)
+            images.flush()                              # on the disk before it has a name that is trusted
             reasons.write_text(json.dumps([(i, why[f]) for i, f in enumerate(files) if f in why]))
             os.replace(part, file)
         why = {files[i]: reason for i, reason in json.loads(reasons.read_text())}
@@ -431,11 +437,10 @@ def where_kept(
     size     # px
 )->str:      # a sentence
     "Where a run keeps so many images, and why."
-    need, free = n*3*size**2, free_memory()
-    place = 'in memory' if need <= free/2 else f'in a file in {cache_dir()}, from which each batch is read'
-    return f'{n:,} images of {size} px are {need/1e9:.1f} GB of bytes; {free/1e9:.1f} GB of memory are free: decoded once and kept {place}'
+    place = 'in memory' if _in_memory(n, size) else f'in a file in {cache_dir()}, from which each batch is read'
+    return f'{n:,} images of {size} px are {n*3*size**2/1e9:.1f} GB of bytes; {free_memory()/1e9:.1f} GB of memory are free: decoded once and kept {place}'
 
-# %% ../nbs/00_data.ipynb #cell-51
+# %% ../nbs/00_data.ipynb #cell-54
 def folder_images(
     path,                  # the folder; images may lie at any depth
     size:int,              # height and width of the squares, px; a file with a shorter side is skipped
@@ -451,7 +456,7 @@ def folder_images(
         raise ImagesError(f'{path}: {len(classes)} sub-folder(s) with images. Give each of two or more classes its own.')
     why = {f: 'in no class folder' for f, c in zip(files, of) if labelled and c is None}
     if strict: _refuse(why)
-    read = _read if len(files)*3*size**2 <= free_memory()/2 else _read_to_disk
+    read = _read if _in_memory(len(files), size) else _read_to_disk
     images, broken = read([f for f in files if f not in why], size, progress, strict)
     why.update(broken)
     labels = torch.tensor([classes.index(c) for f, c in zip(files, of) if f not in why]) if labelled else None
@@ -463,7 +468,7 @@ def folder_images(
     if skipped: _say_skipped(path, len(files), skipped)
     return ImageSet(images, labels, classes, f'{path.resolve().name}-{size}', skipped=tuple(skipped))
 
-# %% ../nbs/00_data.ipynb #cell-60
+# %% ../nbs/00_data.ipynb #cell-65
 def _class_folders(path):
     "Names of the class folders in `path`; ImagesError if they cannot be the classes."
     if not path.is_dir(): raise ImagesError(f'{path}: no such folder. Wanted are train/<class>/<images> and val/<class>/<images>, as ImageNet and Places come.')
@@ -500,7 +505,7 @@ def link_listing(
         (out/label/name.replace('/', '-')).symlink_to(images/name)
     return out
 
-# %% ../nbs/00_data.ipynb #cell-64
+# %% ../nbs/00_data.ipynb #cell-69
 def _stl10_bytes(file, *shape):
     "The bytes of one of STL-10's files, not yet read into memory, as (N, *shape)."
     n = file.stat().st_size
@@ -521,7 +526,7 @@ def _stl10_download(root):
     try: STL10(root, 'test', download=True)
     except (OSError, RuntimeError) as e: raise ImagesError(f'STL-10 could not be downloaded to {root}: {e}. Try again later.')
 
-# %% ../nbs/00_data.ipynb #cell-65
+# %% ../nbs/00_data.ipynb #cell-70
 def stl10(
     root,                  # folder that holds (or will hold) the folder `stl10_binary`
     split:str='train',     # 'unlabeled' (100,000 images), 'train' (5,000) or 'test' (8,000)
@@ -550,14 +555,14 @@ def stl10(
     name = f'stl10-{split}' + (f'-fold{fold}' if fold is not None else '')
     return ImageSet(_stl10_images(columns, index, size), labels, classes if labels is not None else (), f'{name}-{size}')
 
-# %% ../nbs/00_data.ipynb #cell-70
+# %% ../nbs/00_data.ipynb #cell-75
 def to_float(
     images:torch.Tensor  # (N, 3, H, W) uint8
 ) -> torch.Tensor:       # float in [-1, 1]
     "The paper's x."
     return images/127.5 - 1
 
-# %% ../nbs/00_data.ipynb #cell-73
+# %% ../nbs/00_data.ipynb #cell-78
 class Augment:
     "Random resized crop, flip, brightness and saturation of a whole uint8 batch, one affine map per image."
     def __init__(self,
@@ -599,7 +604,7 @@ class Augment:
 
     def __call__(self, images, g=None): return self.apply(images, *self.draw(len(images), g, images.device))
 
-# %% ../nbs/00_data.ipynb #cell-81
+# %% ../nbs/00_data.ipynb #cell-86
 class CentralCrop:
     "The central part of a whole uint8 batch, resized."
     def __init__(self,
@@ -614,7 +619,7 @@ class CentralCrop:
         x = to_float(images[..., edge:images.shape[-2] - edge, edge:images.shape[-1] - edge])
         return F.interpolate(x, (self.size, self.size), mode='bilinear')
 
-# %% ../nbs/00_data.ipynb #cell-84
+# %% ../nbs/00_data.ipynb #cell-89
 def _fits(images, device):
     "Do the images leave at least half of the device's free memory to the networks?"
     return device.type != 'cuda' or images.nbytes < torch.cuda.mem_get_info(device)[0]/2
@@ -623,7 +628,7 @@ def _shuffled(n, bs, g):
     "Batches of indices without end, each epoch in a new order and in full batches."
     while True: yield from torch.randperm(n, generator=g, device=g.device).split(bs)[:max(1, n//bs)]
 
-# %% ../nbs/00_data.ipynb #cell-85
+# %% ../nbs/00_data.ipynb #cell-90
 class TensorDL:
     "Batches of an `ImageSet` that lies on the device: gather, augment, done; no per-image Python."
     def __init__(self,
@@ -665,7 +670,7 @@ class TensorDL:
         x, *y = [t[:max_n] for t in self.one_batch()]
         show_images(x, [self.data.classes[c] for c in y[0]] if y and self.data.classes else (), cols=8)
 
-# %% ../nbs/00_data.ipynb #cell-87
+# %% ../nbs/00_data.ipynb #cell-92
 def spot_dls(
     train,            # `ImageSet`, augmented and shuffled
     valid,            # `ImageSet`, the central 85 %, in order

@@ -41,7 +41,7 @@ class ConvNorm(nn.Sequential):
         scale = norm.weight*(norm.running_var + norm.eps).rsqrt()
         return act(F.conv2d(x, conv.weight*scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean*scale, conv.stride, conv.padding))
 
-# %% ../nbs/01_encoder.ipynb #cell-8
+# %% ../nbs/01_encoder.ipynb #cell-10
 class Encoder(nn.Sequential):
     "E: a 3x3 convolution with stride 1, then `layers` strided ones, whose patches nearly tile the image (section 4.1)."
     def __init__(self,
@@ -62,7 +62,7 @@ class Encoder(nn.Sequential):
             raise SpotError(f"{w} x {h} px do not divide by the encoder's stride: resize or crop to multiples of {self.stride} px")
         return super().forward(x)
 
-# %% ../nbs/01_encoder.ipynb #cell-12
+# %% ../nbs/01_encoder.ipynb #cell-14
 def encoder_layers(size,        # image size in px
                    grid=None,   # wanted entries per side of phi; None = the paper's four layers, fewer where these leave less than 6
                   )->int:       # layers, at least 1
@@ -79,7 +79,7 @@ def encoder_layers(size,        # image size in px
         raise SpotError(f'{size} px do not divide by 2^{layers}, one halving per layer: resize or crop to {low} or {low + 2**layers} px')
     return layers
 
-# %% ../nbs/01_encoder.ipynb #cell-16
+# %% ../nbs/01_encoder.ipynb #cell-18
 def input_gradient(encoder,      # maps (1, 3, S, S) to (1, L, M, M)
                    size,         # image size S in px
                    entry=None,   # (row, column) in phi's grid; None = the middle
@@ -100,7 +100,7 @@ def receptive_field(encoder,      # maps (1, 3, S, S) to (1, L, M, M)
     cols, rows = moves.any(0).nonzero()[:, 0], moves.any(1).nonzero()[:, 0]
     return tuple(int(v) for v in (cols[0], rows[0], cols[-1] + 1, rows[-1] + 1))
 
-# %% ../nbs/01_encoder.ipynb #cell-26
+# %% ../nbs/01_encoder.ipynb #cell-28
 def receptive_field_size(kernels,   # filter size of each layer in px, first layer first
                          strides,   # stride of each layer
                         )->tuple:   # field of one entry, step between neighbours, in px

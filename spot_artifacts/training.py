@@ -601,7 +601,7 @@ class TensorBoardLog(Callback):
         for k, v in row.items(): self.writer.add_scalar(k, v, row['epoch'])
         self.writer.flush()
 
-# %% ../nbs/06_training.ipynb #2fe58f9f
+# %% ../nbs/06_training.ipynb #cell-66
 class LazyLoss(AvgSmoothLoss):
     "fastai's running mean of the loss, left on the device."
     def accumulate(self, learn):
@@ -618,7 +618,7 @@ class Bar(ProgressCallback):
         self.pbar.update(self.iter + 1)
         if self.training and self.iter % 32 == 0: self.pbar.comment = f'{self.smooth_loss.item():.4f}'
 
-# %% ../nbs/06_training.ipynb #cell-65
+# %% ../nbs/06_training.ipynb #cell-67
 @torch.no_grad()
 def picture_rows(
     players,    # TwoPlayers; they are put into eval mode
@@ -649,7 +649,7 @@ class ImageGrid(Callback):
         mask = draw_mask(len(x), self.model.recipe.grid, self.model.recipe.drop_rate, torch.Generator().manual_seed(0)).to(x.device)
         save_grid(picture_rows(self.model, x, mask), self.folder/f'grid-{len(self.learn.epoch_log.rows):04d}.png')
 
-# %% ../nbs/06_training.ipynb #cell-67
+# %% ../nbs/06_training.ipynb #cell-69
 def digest(value): # tensors and plain values, in dictionaries and lists
     "SHA-256 of what they hold."
     h = hashlib.sha256()
@@ -668,7 +668,7 @@ def before(path): # a checkpoint
     "Where the checkpoint before it is kept."
     return Path(path).with_suffix('.previous.ckpt')
 
-# %% ../nbs/06_training.ipynb #cell-68
+# %% ../nbs/06_training.ipynb #cell-70
 def save_checkpoint(state, path, keep=True): # a dictionary of tensors and plain values; the file; keep the one that was there?
     "Written whole, with its SHA-256; the one that was there becomes the previous one."
     def write(tmp):
@@ -691,7 +691,7 @@ def damaged(*files):
     return CheckpointError(f'{" and ".join(map(str, files))}: damaged, or no checkpoint of this run. To mend, delete {"it" if len(files) == 1 else "both"} '
                            'and continue with --resume: the phase starts again.')
 
-# %% ../nbs/06_training.ipynb #cell-69
+# %% ../nbs/06_training.ipynb #cell-71
 class Checkpoint(Callback):
     "After each round: weights, optimiser, every callback's state and the random states, in one file."
     order = 90
@@ -726,7 +726,7 @@ class Checkpoint(Callback):
             if s['cuda'] is not None and self.dls.device.type == 'cuda': torch.cuda.set_rng_state(s['cuda'].cpu())
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError): raise damaged(file) from None
 
-# %% ../nbs/06_training.ipynb #cell-72
+# %% ../nbs/06_training.ipynb #cell-74
 def loaders(
     train,          # ImageSet to learn from
     valid,          # ImageSet to measure on
@@ -753,7 +753,7 @@ def decay(recipe, lrs, total): # Recipe; first learning rates; steps
     "The recipe's schedule."
     return LinearDecay(lrs, total, recipe.lr_floor, recipe.floor_at, recipe.warmup)
 
-# %% ../nbs/06_training.ipynb #cell-74
+# %% ../nbs/06_training.ipynb #cell-76
 class SharedDL(TensorDL):
     "Draws order and augmentation for the batch of all processes, and makes this process's part."
     def __iter__(self):
@@ -783,7 +783,7 @@ def from_first(t): # a tensor of this process
     dist.broadcast(t, 0)
     return t
 
-# %% ../nbs/06_training.ipynb #cell-75
+# %% ../nbs/06_training.ipynb #cell-77
 class MeanOfAll(torch.autograd.Function):
     "The mean over all processes, of a tensor and of its gradient."
     @staticmethod
@@ -813,7 +813,7 @@ def share_norms(module): # any module, changed in place
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.__class__ = SharedNorm
     return module
 
-# %% ../nbs/06_training.ipynb #cell-78
+# %% ../nbs/06_training.ipynb #cell-80
 class AutoLoss:
     "Eq. 3, or `auto_weight` times the mean squared error."
     def __init__(self, recipe): self.recipe, self.stats = recipe, {}   # Recipe
@@ -845,7 +845,7 @@ def auto_learner(
     return Learner(dls, Bf16(autoencoder, recipe.bf16), AutoLoss(recipe), adam(recipe), lr=recipe.auto_lr, wd_bn_bias=True, metrics=[BatchMean('psnr')],
                    cbs=[ImagesAreTargets(), decay(recipe, [recipe.auto_lr], total), *both_phases(recipe), *cbs])
 
-# %% ../nbs/06_training.ipynb #cell-79
+# %% ../nbs/06_training.ipynb #cell-81
 def two_groups(players): # TwoPlayers
     "A `splitter` for a Learner: C's parameters, then the painter's."
     return [list(players.discriminator.parameters()), list(players.painter.parameters())]
@@ -879,7 +879,7 @@ def phase_learner(
     if phase == 'auto': return auto_learner(dls, nn.Sequential(players.encoder, players.repaired.decoder), recipe, total, cbs)
     return game_learner(dls, players, recipe, total, cbs)
 
-# %% ../nbs/06_training.ipynb #cell-81
+# %% ../nbs/06_training.ipynb #cell-85
 def save_weights(players, path): # TwoPlayers; the .safetensors file
     "All four networks as safetensors, the recipe in the file's header."
     state = {k: v.detach().cpu().contiguous() for k, v in players.state_dict().items()}
@@ -906,7 +906,7 @@ def load_weights(
     players.load_state_dict(state)
     return players.to(device).eval()
 
-# %% ../nbs/06_training.ipynb #cell-82
+# %% ../nbs/06_training.ipynb #cell-86
 def hold_out(
     data,        # ImageSet of 8 images or more
     share=.05,   # of the images to hold out
@@ -933,7 +933,7 @@ def provenance(data, device): # ImageSet; where it was run
                 versions=dict(python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__),
                 commit=commit())
 
-# %% ../nbs/06_training.ipynb #cell-83
+# %% ../nbs/06_training.ipynb #cell-87
 def commit():
     "The commit of the clone that this library is tracked in, with -dirty if files were changed since; None without one."
     import spot_artifacts
@@ -992,7 +992,7 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
     write_json(out/'run.json', about)
     return out, recipe
 
-# %% ../nbs/06_training.ipynb #cell-84
+# %% ../nbs/06_training.ipynb #cell-88
 def fit(learn, epochs, progress=True): # a Learner; rounds to fit; show a bar or lines?
     "`learn.fit`, with or without its progress bar and table; an error that the user can mend keeps its own words."
     try:
@@ -1009,7 +1009,7 @@ def run_phase(name, make, rounds, out, resume, progress): # auto or game; callba
     if left > 0: fit(learn, left, progress)
     return learn.epoch_log.rows
 
-# %% ../nbs/06_training.ipynb #cell-85
+# %% ../nbs/06_training.ipynb #cell-89
 AUTOENCODER = ('layers', 'ae_width', 'kernel', 'slope', 'tanh')     # the fields that make two autoencoders alike
 
 def adopt(
@@ -1055,7 +1055,7 @@ def pretrain(
     leave()
     return players.eval(), logs, {name: seconds.get(name, 0.) for name in logs}
 
-# %% ../nbs/06_training.ipynb #cell-86
+# %% ../nbs/06_training.ipynb #cell-90
 @torch.no_grad()
 def measure(
     players,    # TwoPlayers
