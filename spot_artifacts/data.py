@@ -6,13 +6,14 @@
 __all__ = ['PARTS', 'SKELETONS', 'CLASSES', 'RENDERER', 'SUFFIXES', 'SpotError', 'ImagesError', 'RecipeError', 'WeightsError',
            'CheckpointError', 'RunError', 'Diverged', 'DiskError', 'ImageSet', 'DiskImages', 'cache_dir', 'embedded',
            'show_images', 'load_image', 'list_images', 'bars', 'free_memory', 'where_kept', 'folder_images',
-           'split_folders', 'link_listing', 'stl10', 'to_float', 'Augment', 'CentralCrop', 'TensorDL', 'spot_dls']
+           'split_folders', 'link_listing', 'stl10', 'to_float', 'Augment', 'scale_saturation', 'ReleasedAugment',
+           'CentralCrop', 'TensorDL', 'spot_dls']
 
 # %% ../nbs/00_data.ipynb #cell-4
 import hashlib, json, math, os, sys, warnings
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from threading import Lock
@@ -71,7 +72,7 @@ class ImageSet:
     def size(self):
         "Height and width of the images, px."
         return self.images.shape[-1]
-    @property
+    @cached_property
     def fingerprint(self):
         "16 hex digits of the SHA-256 of pixels and labels: two sets that agree in it are the same."
         return _sha256(self.images, self.labels)[:16]
@@ -574,6 +575,13 @@ class Augment:
         saturation=.2          # the factor is drawn from 1 - saturation to 1 + saturation
     ): store_attr()
 
+    def sides(self,
+        r            # (least, most) -> a random number for each image
+    ):               # widths and heights of the crops, shares of the image's
+        "Area uniform, aspect uniform in its logarithm."
+        area, ratio = r(*self.area), torch.exp(r(*map(math.log, self.aspect)))
+        return (area*ratio).sqrt().clamp(max=1), (area/ratio).sqrt().clamp(max=1)
+
     def draw(self,
         n:int,       # number of images
         g,           # `torch.Generator` on the device, or None for the global one
@@ -581,8 +589,7 @@ class Augment:
     ):               # affine maps (n, 2, 3), brightness factors (n,), saturation factors (n,)
         "Draw what is to be done to each image."
         r = lambda lo, hi: torch.rand(n, generator=g, device=device)*(hi - lo) + lo
-        area, ratio = r(*self.area), torch.exp(r(*map(math.log, self.aspect)))
-        w, h = (area*ratio).sqrt().clamp(max=1), (area/ratio).sqrt().clamp(max=1)
+        w, h = self.sides(r)
         sign = torch.where(r(0, 1) < self.flip, -1., 1.)
         theta = torch.zeros(n, 2, 3, device=device)
         theta[:, 0, 0], theta[:, 1, 1] = w*sign, h
@@ -596,13 +603,67 @@ class Augment:
         sat          # (N,) factors
     ):               # (N, 3, size, size) float in [-1, 1]
         "Do what was drawn."
-        grid = F.affine_grid(theta, (len(images), 3, self.size, self.size), align_corners=False)
-        x = F.grid_sample(images/255, grid, align_corners=False, padding_mode='border')
+        x = self.crop(images, theta)
         x = (x*bright.view(-1, 1, 1, 1)).clamp_(max=1)
         grey = .2989*x[:, :1] + .587*x[:, 1:2] + .114*x[:, 2:]
         return torch.lerp(grey, x, sat.view(-1, 1, 1, 1)).clamp_(0, 1)*2 - 1
 
+    def crop(self,
+        images,          # (N, 3, H, W) uint8
+        theta,           # (N, 2, 3) affine maps
+        mode='bilinear'  # or bicubic
+    ):                   # (N, 3, size, size) float, 0 to 1 (bicubic: a little beyond)
+        "Cut out and resize."
+        grid = F.affine_grid(theta, (len(images), 3, self.size, self.size), align_corners=False)
+        return F.grid_sample(images/255, grid, mode, align_corners=False, padding_mode='border')
+
     def __call__(self, images, g=None): return self.apply(images, *self.draw(len(images), g, images.device))
+
+# %% ../nbs/00_data.ipynb #7233a0c0
+def scale_saturation(
+    x,           # (N, 3, H, W), 0 to 1
+    factor       # (N,) of the saturation in HSV
+):               # (N, 3, H, W)
+    "What scaling S in HSV does, without going there: colours move away from the largest of R, G and B, which is V, or towards it."
+    value, least = x.amax(1, keepdim=True).clamp(min=0), x.amin(1, keepdim=True)
+    full = value/(value - least).clamp(min=1e-6)                         # the factor that takes S to 1
+    return value - (value - x)*torch.minimum(factor.view(-1, 1, 1, 1), full)
+
+class ReleasedAugment(Augment):
+    "The authors' augmentation, as TensorFlow draws it: `brightness` is a shift, saturation that of HSV, and resizing bilinear or bicubic."
+    def sides(self,
+        r            # (least, most) -> a random number for each image
+    ):               # widths and heights of the crops, shares of the image's
+        "Aspect uniform, then height uniform between those of the least and of the largest area."
+        ratio = r(*self.aspect)
+        least, most = ((area/ratio).sqrt() for area in self.area)
+        most = torch.minimum(most, (1/ratio).clamp(max=1))
+        h = least + r(0, 1)*(most - least)
+        return h*ratio, h
+
+    def draw(self,
+        n:int,       # number of images
+        g,           # `torch.Generator` on the device, or None for the global one
+        device       # where the batch is
+    ):               # as for `Augment`, and two coins (n,): bicubic? brightness first?
+        "Draw what is to be done to each image."
+        coins = torch.rand(2, n, generator=g, device=device) < .5
+        return *super().draw(n, g, device), *coins
+
+    def apply(self,
+        images,      # (N, 3, H, W) uint8
+        theta,       # (N, 2, 3) affine maps
+        bright,      # (N,) shifts of the brightness, plus 1
+        sat,         # (N,) factors
+        cubic,       # (N,) bools
+        first        # (N,) bools
+    ):               # (N, 3, size, size) float in [-1, 1]
+        "Do what was drawn."
+        column = lambda t: t.view(-1, 1, 1, 1)
+        shift = column(bright - 1)
+        x = torch.where(column(cubic), self.crop(images, theta, 'bicubic'), self.crop(images, theta))
+        x = torch.where(column(first), scale_saturation(x + shift, sat), scale_saturation(x, sat) + shift)
+        return x.clamp(0, 1)*2 - 1
 
 # %% ../nbs/00_data.ipynb #cell-86
 class CentralCrop:
@@ -641,7 +702,7 @@ class TensorDL:
         device='cpu'      # where batches are made
     ):
         store_attr()
-        self.n, self.steps = len(data), steps or math.ceil(len(data)/bs)
+        self.n, self.given, self.steps = len(data), steps, steps or math.ceil(len(data)/bs)
         if self.n < 1 + shuffle: raise ImagesError(f'{data.name}: {self.n} image is too few to train on. Give at least 2.')
         self.to(device)
     def to(self, device):
@@ -663,7 +724,7 @@ class TensorDL:
     def one_batch(self): return next(iter(self))
     def new(self, **kw):
         "A copy with some of the constructor's arguments changed."
-        args = {k: getattr(self, k) for k in ('data', 'bs', 'augment', 'shuffle', 'seed', 'device')}
+        args = {k: getattr(self, k) for k in ('data', 'bs', 'augment', 'shuffle', 'seed', 'device')} | {'steps': self.given}
         return type(self)(**{**args, **kw})
     def show_batch(self, max_n=8):
         "The first images of a batch, with class names where there are any."
