@@ -139,7 +139,7 @@ def test_stop_at_nan_needs_no_log(data):
     class Spoil(Callback):
         run_before = StopAtNaN
         def after_loss(self):
-            if self.training and self.iter == 2: self.learn.loss_grad = self.learn.loss = self.loss*float('nan')
+            if self.training and self.epoch == 2: self.learn.loss_grad = self.learn.loss = self.loss*float('nan')
     learn, rounds = learner(data, tiny(balance=None), cbs=[Spoil(), StopAtNaN()])
     with pytest.raises(Diverged, match='training: the loss is not finite at step 3'): fit(learn, rounds, progress=False)
 
