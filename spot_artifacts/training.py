@@ -822,12 +822,14 @@ def loaders(
     dls = DataLoaders(dl(train, batch, augment, shuffle=True, steps=per_round, seed=r.seed, device=device), TensorDL(valid, batch, device=device))
     return dls, math.ceil(steps/per_round), steps
 
-class EndAt(Callback):
+class EndAt(Stateful):
     "Gives the last round no more batches than are left of `total` steps."
-    def __init__(self, total): self.total = total
+    keeps = ('left',)
+    def __init__(self, total): self.left = total
     def before_train(self):
         self.learn.dl = copy(self.dl)                       # it shares images and random numbers
-        self.dl.steps = min(self.dl.steps, self.total - self.linear_decay.step)
+        self.dl.steps = min(self.dl.steps, self.left)
+        self.left -= self.dl.steps
 
 class LegacyAdam(torch.optim.Adam):
     "Adam as TensorFlow has it: epsilon is added to the root of the average of squares before that average's bias is corrected."

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .data import CentralCrop, Diverged, ImagesError, ImageSet, SpotError, TensorDL, spot_dls, stl10, to_float
 from .discriminator import LAYERS, ResponseNorm
-from .training import Bf16, LinearDecay, adam, build, fit, loaders
+from .training import Bf16, LinearDecay, adam, both_phases, build, fit, loaders
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
@@ -337,14 +337,14 @@ def train_on_labels(
     check_labels(data)
     model = Bf16(model.to(device, memory_format=torch.channels_last), recipe.bf16)
     learned, held = every_fifth(data, recipe.seed) if epochs is None else (data, data[:1])
-    dls, rounds = loaders(learned, held, recipe, epochs or 1, recipe.batch, device=device)
+    dls, rounds, total = loaders(learned, held, recipe, epochs or 1, recipe.batch, device=device)
     if epochs is None:
         steps = max(1, round(most*len(learned)/recipe.batch))
         a_round = min(steps, max(50, len(learned)//recipe.batch))
         dls, rounds = spot_dls(learned, held, recipe.size, recipe.batch, dls.train.augment, a_round, recipe.seed, device), -(-steps//a_round)
-        callback = UntilPlateau(lr)
-    else: callback = schedule([lr], max(1, round(epochs*len(data)/recipe.batch)))
-    fit(Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=[callback]), rounds, progress)
+        callback, total = UntilPlateau(lr), rounds*a_round
+    else: callback = schedule([lr], total)
+    fit(Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=[callback, *both_phases(recipe, total)]), rounds, progress)
     if epochs is not None: return model.module.eval(), dict(epochs=epochs)
     passes = lambda step: round(step*recipe.batch/len(learned), 1)
     return model.module.eval(), dict(epochs=passes(callback.step), best_epoch=passes(callback.best), plateau=callback.plateau,
