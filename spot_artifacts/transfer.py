@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['pooled_side', 'pool_to', 'device_of', 'layer_features', 'grids', 'TorchProbe', 'fit_probe', 'choose_l2',
-           'layer_names', 'check_labels', 'probe', 'RawPixels', 'train_on_labels', 'supervised', 'accuracy',
-           'contenders', 'measure_all', 'summary', 'compare', 'StandardLinear', 'LayerHeads', 'StepDecay',
-           'sum_cross_entropy', 'probe_sgd', 'knn', 'knn_probe', 'KNNMonitor', 'Body', 'transfer_body', 'transfer_head',
-           'transfer_model', 'classify', 'stl10_table', 'per_class', 'few_labels', 'transfer_report', 'transfer_groups',
-           'export_onnx']
+           'layer_names', 'check_labels', 'probe', 'RawPixels', 'equal_batches', 'calibrate', 'channel_moments',
+           'scaled_modules', 'rescale', 'baselines', 'train_on_labels', 'supervised', 'accuracy', 'contenders',
+           'measure_all', 'summary', 'compare', 'StandardLinear', 'LayerHeads', 'StepDecay', 'sum_cross_entropy',
+           'probe_sgd', 'knn', 'knn_probe', 'KNNMonitor', 'Body', 'transfer_body', 'transfer_head', 'transfer_model',
+           'classify', 'stl10_table', 'per_class', 'few_labels', 'transfer_report', 'transfer_groups', 'export_onnx']
 
 # %% ../nbs/07_transfer.ipynb #cell-3
 from collections import OrderedDict
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .data import CentralCrop, ImagesError, ImageSet, SpotError, TensorDL, stl10, to_float
-from .discriminator import LAYERS
+from .discriminator import LAYERS, ResponseNorm
 from .training import Bf16, LinearDecay, adam, build, fit, loaders
 from fastai.callback.core import Callback
 from fastai.learner import Learner, ValueMetric
@@ -184,6 +184,100 @@ class RawPixels(nn.Module):
                  x):     # images (N, 3, H, W)
         "The images."
         return [x]
+
+# %% ../nbs/07_transfer.ipynb #167506dd
+def equal_batches(
+    images,     # (N, 3, S, S) uint8 tensor, or `DiskImages`
+    n,          # how many of them, from the first
+    bs          # largest batch
+):              # batches of nearly one size
+    "The first n images; no batch is much smaller than the others, for they all weigh the same."
+    n = min(n, len(images))
+    return images[:n].split(-(-n//-(-n//bs)))
+
+@torch.no_grad()
+def calibrate(
+    net,            # a Discriminator, or any module that takes images in [-1, 1]
+    images,         # (N, 3, S, S) uint8 tensor or `DiskImages`: training images, no labels needed
+    n=2000,         # how many of them are seen, from the first
+    bs=250          # images per batch
+)->nn.Module:       # the same network, in eval mode; its weights are untouched
+    "Sets the running statistics of every batch norm to those of the images."
+    norms = [m for m in net.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None
+        m.train()
+    for batch in equal_batches(images, n, bs) if norms else (): net(to_float(batch.to(device_of(net))).contiguous(memory_format=torch.channels_last))
+    for m, momentum in zip(norms, momenta): m.momentum = momentum
+    return net.eval()
+
+# %% ../nbs/07_transfer.ipynb #94343cf3
+@torch.no_grad()
+def channel_moments(
+    net,        # any module with `features`, in eval mode
+    module,     # one of its convolutions
+    images,     # (N, 3, S, S) uint8
+    bs=250      # images per batch
+):              # mean (c,) and variance (c,), float32
+    "Mean and variance of what comes out of each filter, over images and places."
+    sums = []
+    def add(module, args, out):
+        var, mean = torch.var_mean(out.float(), (0, 2, 3), correction=0)
+        sums.append(len(out)*torch.stack([mean, var + mean**2]).double())
+    hook = module.register_forward_hook(add)
+    for batch in images.split(bs): net.features(to_float(batch.to(device_of(net))).contiguous(memory_format=torch.channels_last))
+    hook.remove()
+    mean, square = sum(sums)/len(images)
+    return mean.float(), (square - mean**2).clamp(min=0).float()
+
+def scaled_modules(
+    net         # a Discriminator or its body
+)->list:        # convolutions, response and batch norms of conv1 to conv5, in the order in which they are computed
+    "What a change of scale has to deal with."
+    kinds = nn.Conv2d, ResponseNorm, nn.modules.batchnorm._BatchNorm
+    return [m for name in LAYERS for m in getattr(net, name).modules() if isinstance(m, kinds)]
+
+@torch.no_grad()
+def rescale(
+    net,            # a Discriminator or its body; it stays as it is
+    images,         # (N, 3, S, S) uint8 tensor or `DiskImages`: training images, no labels needed
+    n=500,          # how many of them are looked at, from the first
+    keep=False      # keep the function, up to one factor where conv5 has no batch norm; else each filter gets mean 0 and variance 1
+)->nn.Module:       # a copy, in eval mode
+    "Data-dependent rescaling of conv1 to conv5 (Krähenbühl et al. 2015; section 5.2.2)."
+    net, images, c = deepcopy(net).eval(), images[:n], 1.
+    for m in scaled_modules(net):
+        if isinstance(m, nn.Conv2d):
+            if keep: m.weight /= c
+            mean, var = channel_moments(net, m, images)
+            std = (var.mean() + mean.var(correction=0)).sqrt().expand_as(var) if keep else var.sqrt()
+            std = torch.where(std > 1e-12, std, 1.)
+            m.weight /= std[:, None, None, None]
+            m.bias.copy_((m.bias if keep else m.bias - mean)/std)
+            c = 1/float(std[0])
+        elif keep and isinstance(m, ResponseNorm): m.band /= c**2
+        elif keep:
+            m.running_mean *= c
+            m.running_var *= c**2
+            m.eps *= c**2
+            c = 1.
+    return net
+
+# %% ../nbs/07_transfer.ipynb #daad5709
+def baselines(
+    recipe,          # Recipe: how C is built
+    images,          # (N, 3, S, S) uint8 tensor or `DiskImages`: training images for batch norm and scales, no labels needed
+    seeds=(0, 1, 2), # one random network each, with and without rescaling
+    device='cpu'     # where the networks are
+)->dict:             # name: list of networks in eval mode
+    "What has learned nothing: raw pixels; random networks, calibrated; the same ones rescaled to the images, then calibrated."
+    def fresh(seed):
+        torch.manual_seed(seed)
+        return build(recipe).discriminator.to(device)
+    return dict(pixels=[RawPixels()], random=[calibrate(fresh(s), images) for s in seeds],
+                rescaled=[calibrate(rescale(fresh(s), images), images) for s in seeds])
 
 # %% ../nbs/07_transfer.ipynb #cell-25
 def train_on_labels(
