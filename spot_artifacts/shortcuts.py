@@ -156,8 +156,8 @@ def shortcuts(
     train,        # (N, 3, S, S) uint8, images that the run has learned from
     test,         # (M, 3, S, S) uint8, held-out images, 2 or more
     seed=0,       # of the choice of images, of masks, halves and weights
-    steps=200,    # that the window judge learns
-    most=800      # images of each kind that are used
+    most=800,     # images of each kind that are used
+    passes=4.     # of the window judge over those it learns from
 )->dict:          # balanced accuracies in percent, the number of images, the seed
     "How well do image statistics, and windows judged each for itself, tell fakes from replicas, beside C?"
     r, device = players.recipe, next(players.parameters()).device
@@ -165,6 +165,7 @@ def shortcuts(
     if test.shape[-1] != r.size: raise SpotError(f'images of {test.shape[-1]} px, and this run has learned from {r.size} px: give images of {r.size} px.')
     pick = lambda images, k: images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed + k))[:most]]
     learned, held_out = (real_and_fake(players, pick(images, k), seed + k) for k, images in enumerate((train, test)))
+    steps = max(2, round(passes*len(learned[0])/16))
     with seeded(seed, device):
         net = PatchNet(r.layers, r.kernel).to(device)
         fit_patches(net, *learned, steps, seed=seed)
