@@ -231,6 +231,7 @@ def keep_to(
 
 def cmd_pretrain(a):
     from spot_artifacts.data import SpotError, folder_images
+    from spot_artifacts.shortcuts import shortcuts
     from spot_artifacts.training import Recipe, TensorBoardLog, free_folder, hold_out, measure, pretrain, provenance, rank, write_json
     device, out, began = pick_device(a.device), Path(a.out), None
     if a.resume:
@@ -245,12 +246,14 @@ def cmd_pretrain(a):
     if began and a.steps: keep_to(began, recipe, out)
     players, _, seconds = pretrain(data, recipe, out, device, a.resume, cbs=[TensorBoardLog(out/'tensorboard')] if a.tensorboard and not rank() else [])
     if rank(): return                                   # of several processes, the first one tells
-    held_out = hold_out(data, seed=recipe.seed)[1]
-    scores = measure(players, held_out)
-    write_json(out/'results.json', dict(provenance(data, device), recipe=asdict(recipe), seconds=seconds, **scores))
+    learned, held_out = hold_out(data, seed=recipe.seed)
+    scores, s = measure(players, held_out), shortcuts(players, learned.images, held_out.images, recipe.seed)
+    write_json(out/'results.json', dict(provenance(data, device), recipe=asdict(recipe), seconds=seconds, **scores, shortcuts=s))
     print(f'{out}: weights.safetensors and results.json are written. On {len(held_out)} held-out images:')
     print(f'C tells real from corrupt in {scores["classifier"]["accuracy"]:.1f} % of cases (chance 50), and finds dropped entries with a balanced '
           f'accuracy of {scores["mask"]["balanced_accuracy"]:.1f} % (chance 50). Replicas have {scores["autoencoder"]["psnr"]:.1f} dB.')
+    print(f'Shortcuts: image statistics alone tell {s["statistics"]["together"]:.1f} %, windows of {s["window"]} px {s["patches"]:.1f} %, C {s["discriminator"]:.1f} % '
+          f'of held-out fakes from replicas (chance 50, {s["images"]} images; see notebook 10).')
 
 # %% ../nbs/12_cli.ipynb #cell-19
 def probe_rows(
@@ -384,8 +387,9 @@ def demo(
     recipe=None,   # Recipe; None: Recipe.demo()
     plan=DEMO      # images to learn from and to test on, labels and seeds of the probes, epochs of the supervised network
 )->dict:           # what results.json holds; accuracies in percent
-    "The whole method on the embedded images: autoencoder, game, probes, report."
+    "The whole method on the embedded images: autoencoder, game, probes, shortcuts, report."
     from spot_artifacts.data import embedded
+    from spot_artifacts.shortcuts import shortcuts
     from spot_artifacts.training import Recipe, free_folder, measure, pretrain, provenance, write_json
     from spot_artifacts.transfer import compare
     from spot_artifacts.visualize import fakes_figure, write_report
@@ -402,6 +406,9 @@ def demo(
     results = dict(provenance(train, device), recipe=asdict(recipe), seconds={k: round(v, 1) for k, v in seconds.items()}, **measure(players, test[:1000]),
                    probe=means(found['networks']), probe_detail=found['networks'],
                    protocol=dict(kind=found['protocol'], labels=plan['labels'], seeds=list(plan['seeds']), test_images=len(test), held_out_images=len(test[:1000])))
+    probed = perf_counter()
+    results['shortcuts'] = shortcuts(players, train.images, test[:1000].images, recipe.seed)
+    results['seconds']['shortcuts'] = round(perf_counter() - probed, 1)
     write_json(out/'results.json', results)
     write_report(out/'report.html', results, players, test.images[:8], logs)
     save_figure(fakes_figure(players, test.images), out/'fakes.png')

@@ -27,7 +27,7 @@ def test_results_are_complete_and_in_range(results):
     percents = [results['probe'], results['mask']['balanced_accuracy'], results['mask']['iou'], results['mask']['chance_iou'], results['classifier']['accuracy']]
     assert all(0 <= n <= 100 for n in leaves(percents)), percents
     assert 5 < results['autoencoder']['psnr'] < 60
-    assert list(results['seconds']) == ['data', 'autoencoder', 'game', 'probe'] and all(s >= 0 for s in results['seconds'].values())
+    assert list(results['seconds']) == ['data', 'autoencoder', 'game', 'probe', 'shortcuts'] and all(s >= 0 for s in results['seconds'].values())
     assert all(math.isfinite(n) for n in leaves(results) if isinstance(n, float))
 
 
@@ -61,3 +61,11 @@ def test_a_demo_is_never_overwritten(demo_run, tmp_path, monkeypatch, capsys):
         main(['demo', '--out', str(tmp_path/'demo'), '--device', 'cpu'])
         said = capsys.readouterr().out
         assert f'demo{k}/report.html shows' in said and ('is kept as it is' in said) == bool(k) and 'conv5' in said
+
+
+def test_shortcuts_stand_beside_c(results, demo_run):
+    s, page = results['shortcuts'], (demo_run/'report.html').read_text()
+    assert list(s['statistics']) == ['laplacian', 'variation', 'saturation', 'clipped', 'together']
+    assert all(0 <= v <= 100 for v in [*s['statistics'].values(), s['patches'], s['discriminator']]) and s['chance'] == 50
+    assert (s['images'], s['learned_from'], s['window'], s['seed']) == (100, 300, 6, results['recipe']['seed'])
+    assert 'How far do shortcuts get?' in page and page.count(f'<td>{s["patches"]:.1f}</td>') >= 1
