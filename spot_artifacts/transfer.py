@@ -8,8 +8,8 @@ __all__ = ['BN', 'pooled_side', 'pool_to', 'device_of', 'layer_names', 'layer_fe
            'scaled_modules', 'rescale', 'baselines', 'every_fifth', 'UntilPlateau', 'train_on_labels', 'words_of',
            'supervised', 'accuracy', 'contenders', 'measure_all', 'summary', 'compare', 'StandardLinear', 'LayerHeads',
            'StepDecay', 'sum_cross_entropy', 'probe_sgd', 'knn', 'knn_probe', 'KNNMonitor', 'Body', 'transfer_body',
-           'transfer_head', 'transfer_model', 'classify', 'stl10_table', 'per_class', 'few_labels', 'transfer_report',
-           'transfer_groups', 'export_onnx']
+           'transfer_head', 'small_weights', 'transfer_model', 'classify', 'stl10_table', 'per_class', 'few_labels',
+           'transfer_report', 'transfer_groups', 'export_onnx']
 
 # %% ../nbs/07_transfer.ipynb #cell-3
 from collections import OrderedDict
@@ -605,6 +605,13 @@ def transfer_head(
     return nn.Sequential(nn.Flatten(), *layers)
 
 # %% ../nbs/07_transfer.ipynb #cell-57
+def small_weights(
+    head     # what `transfer_head` made; changed in place
+):
+    "The released code's first weights of a head: normal with deviation 0.005, cut at two deviations."
+    for m in head:
+        if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.005, a=-.01, b=.01)
+
 def transfer_model(
     discriminator,  # a Discriminator; it stays as it is
     classes,        # number of classes
@@ -636,6 +643,7 @@ def classify(
     start, lr, recipe = perf_counter(), lr or (3e-4 if finetune else 1e-3), replace(recipe, seed=seed)
     torch.manual_seed(seed)
     model = transfer_model(discriminator, len(train.classes), head, bn)
+    if recipe.conventions == 'tensorflow': small_weights(model[1])
     model[0].requires_grad_(finetune)
     _, took = train_on_labels(model, train, recipe, epochs, lr, device, progress, most=most)
     right = accuracy(Bf16(model, recipe.bf16), test, recipe.size, device)
