@@ -23,7 +23,8 @@ def leaves(value):
 
 
 def test_results_are_complete_and_in_range(results):
-    assert all(list(results['probe'][name]) == LAYERS for name in ('random', 'pretrained', 'supervised'))
+    assert all(list(results['probe'][name]) == LAYERS for name in ('random', 'rescaled', 'pretrained', 'supervised'))
+    assert results['supervised']['epochs'] > 0 and 0 <= results['shortcuts']['patches'] <= 100
     percents = [results['probe'], results['mask']['balanced_accuracy'], results['mask']['iou'], results['mask']['chance_iou'], results['classifier']['accuracy']]
     assert all(0 <= n <= 100 for n in leaves(percents)), percents
     assert 5 < results['autoencoder']['psnr'] < 60
@@ -35,7 +36,9 @@ def test_a_probe_is_the_mean_of_its_seeds(results):
     for name, layers in results['probe'].items():
         for layer, mean in layers.items():
             seeds = results['probe_detail'][name][layer]['seeds']
-            assert len(seeds) == len(results['protocol']['seeds']) == 2 and mean == pytest.approx(sum(seeds)/2)
+            networks = results['protocol']['random_networks'] if name in ('random', 'rescaled') else 1
+            assert len(seeds) == networks*len(results['protocol']['seeds']) and mean == pytest.approx(sum(seeds)/len(seeds))
+    assert results['protocol']['random_networks'] == 3 and '3 random networks' in results['protocol']['kind']
 
 
 def test_results_say_where_they_come_from(results, demo_run):
