@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from .data import to_float
+from .data import WeightsError, to_float
 from .damage import draw_mask
 from .training import picture_rows
 from .transfer import LAYERS
@@ -32,6 +32,8 @@ def judge(
 ):               # P(real) (n,) and P(dropped) of every entry (n, M, N), on the CPU
     "C's answers on what it is shown."
     score, kept = players.eval().discriminator(seen)
+    if not (score.isfinite().all() and kept.isfinite().all()):
+        raise WeightsError('C gives no finite answer: its weights are not finite. Take those of a checkpoint before the training diverged.')
     return score.sigmoid().cpu(), (-kept[:, 0]).sigmoid().cpu()
 
 @torch.no_grad()
