@@ -78,8 +78,8 @@ def _probe(add):
     add('--values', type=number(int, 1), default=2300, metavar='N', help="numbers per image that a layer is pooled to (default: %(default)s; the paper's: 9200)")
     add('--seeds', type=number(int, 1), default=2, metavar='N', help='draws of the labelled images; the mean is reported (default: %(default)s)')
     add('--seed', type=number(int, 0), default=0, metavar='N', help='the first of these seeds (default: %(default)s)')
-    add('--random', type=number(int, 1), default=2, metavar='N', help='random networks to compare with (default: %(default)s)')
-    add('--epochs', type=number(float, .01), default=10, metavar='X', help="passes over the labelled images wherever something is trained by steps (default: %(default)s; the paper's: 200)")
+    add('--random', type=number(int, 1), default=3, metavar='N', help='random networks to compare with, as they are and rescaled (default: %(default)s)')
+    add('--epochs', type=number(float, .01), metavar='X', help="passes over the labelled images in sgd, fc, conv5 and finetune (default: 30 in sgd; in the others until a fifth of them, held out, says that it no longer gets better; the paper's: 200)")
     add('--out', metavar='FILE', help=f'JSON file for the results; {_FREE} (default: probe.json beside the weights)')
     _strict(add)
     _device(add)
@@ -88,7 +88,8 @@ def _stl10(add):
     add('--weights', required=True, metavar='RUN', help='folder of a run, or a weights.safetensors file (required)')
     add('--root', default='data', metavar='DIR', help='folder that holds stl10_binary (default: %(default)s)')
     add('--download', action='store_true', help='fetch STL-10 first, 2.6 GB (default: it is there)')
-    add('--epochs', type=number(float, .01), default=200, metavar='X', help='passes over the 1,000 images of each fold (default: %(default)s)')
+    add('--random', type=number(int, 1), default=3, metavar='N', help='random networks to compare with, as they are and rescaled (default: %(default)s)')
+    add('--epochs', type=number(float, .01), metavar='X', help="passes over the 1,000 images of each fold (default: until a fifth of them, held out, says that it no longer gets better; the paper's: 200)")
     add('--seed', type=number(int, 0), default=0, metavar='N', help='of heads and crops (default: %(default)s)')
     add('--out', metavar='FILE', help=f'JSON file for the results; {_FREE} (default: stl10.json beside the weights)')
     _device(add)
@@ -254,7 +255,7 @@ def cmd_pretrain(a):
 
 # %% ../nbs/12_cli.ipynb #cell-19
 def probe_rows(
-    probes    # {'pixels' | 'random' | 'pretrained' | 'supervised': {'conv1': percent, ...}}
+    probes    # {'pixels' | 'random' | 'rescaled' | 'pretrained' | 'supervised': {'conv1': percent, ...}}
 )->list:      # of str
     "Probe results as lines of text."
     layers = probes['pretrained']
@@ -274,26 +275,40 @@ def measured(
     train,     # labelled ImageSet
     test,      # labelled ImageSet
     a          # the options of `probe`
-)->dict:       # {network: {layer: mean, sd, ...}}, percent
-    "One protocol on the pretrained network and on what it is compared with."
-    from functools import partial
+):             # {network: {layer: mean, sd, ...}}, percent; what was done, for the results file
+    "One protocol on the pretrained network and on what it is compared with, each with all draws of labels."
     from spot_artifacts.ablations import draw
     from spot_artifacts.transfer import classify, contenders, few_labels, knn_probe, measure_all, probe, probe_sgd
-    C, r, device, seeds = players.discriminator, players.recipe, a.device, tuple(range(a.seed, a.seed + a.seeds))
+    C, r, device, seeds, networks = players.discriminator, players.recipe, a.device, tuple(range(a.seed, a.seed + a.seeds)), range(a.random)
     if a.protocol == 'few':
         numbers = [n for n in (1, 5, 10, 50, 100) if n <= train.labels.bincount().min()]
-        found = few_labels(C, r, train, test, numbers, seeds, values=a.values, device=device)
-        return {name: {f'n = {n}': dict(mean=m, sd=s) for n, m, s in zip(found['numbers'], d['mean'], d['sd'])} for name, d in found['networks'].items()}
-    drawn = draw(train, a.labels, a.seed)
-    def head(net, kind, finetune=False):
-        return {'conv5': dict(seeds=[classify(net, drawn, test, r, a.epochs, kind, finetune, seed=a.seed, device=device)['accuracy']])}
+        found = few_labels(C, r, train, test, numbers, seeds, values=a.values, random_seeds=networks, device=device)
+        rows = {name: {f'n = {n}': dict(mean=m, sd=s, seeds=each) for n, m, s, each in zip(numbers, d['mean'], d['sd'], d['seeds'])} for name, d in found['networks'].items()}
+        return rows, dict(words=found['protocol'], numbers=numbers, values=a.values, seeds=list(seeds), random_networks=a.random)
+    drawn, runs = [draw(train, a.labels, s) for s in seeds], []
+    def all_draws(one):                             # (network, drawn labels, seed) -> {layer: {'mean': percent}}
+        def measure(net):
+            found = [one(net, d, s) for d, s in zip(drawn, seeds)]
+            return {layer: dict(seeds=[x[layer]['mean'] for x in found]) for layer in found[0]}
+        return measure
+    def head(kind, finetune=False):
+        def one(net, data, seed):
+            runs.append(classify(net, data, test, r, a.epochs, kind, finetune, seed=seed, device=device))
+            return {'conv5': dict(mean=runs[-1]['accuracy'])}
+        return all_draws(one)
+    def sgd(net, data, seed):
+        runs.append(probe_sgd(net, data, test, r, a.epochs or 30, values=a.values, seed=seed, device=device))
+        return runs[-1]['layers']
     ways = dict(linear=lambda net: probe(net, train, test, a.labels, seeds, a.values, 'sklearn' if device == 'cpu' else 'torch', device),
-                sgd=lambda net: probe_sgd(net, drawn, test, r, a.epochs, values=a.values, seed=a.seed, device=device)['layers'],
-                knn=lambda net: knn_probe(net, drawn, test, values=a.values),
-                fc=partial(head, kind='fc'), conv5=partial(head, kind='linear'), finetune=partial(head, kind='linear', finetune=True))
-    networks = contenders(C, r, drawn, range(a.random), a.epochs, device)
-    if a.protocol in ('fc', 'conv5', 'finetune'): del networks['pixels']
-    return measure_all(networks, ways[a.protocol])
+                sgd=all_draws(sgd), knn=all_draws(lambda net, data, seed: knn_probe(net, data, test, values=a.values)),
+                fc=head('fc'), conv5=head('linear'), finetune=head('linear', True))
+    nets, took = contenders(C, r, train.images, drawn[0], networks, device)
+    if a.protocol in ('fc', 'conv5', 'finetune'): del nets['pixels']
+    done = dict(labels=len(drawn[0]), seeds=list(seeds), random_networks=a.random, supervised=took)
+    found = measure_all(nets, ways[a.protocol])
+    if a.protocol in ('linear', 'sgd', 'knn'): done['values'] = a.values
+    if runs: done.update(words=runs[0]['protocol'], epochs=[x['epochs'] for x in runs])
+    return found, done
 
 # %% ../nbs/12_cli.ipynb #cell-20
 def labelled(
@@ -327,22 +342,27 @@ def cmd_probe(a):
     train, test = labelled(a.images, a.test, players.recipe.size, a.seed, a.strict)
     out = next_free(a.out or beside(weights, 'probe.json'))
     out.parent.mkdir(parents=True, exist_ok=True)
-    found, n = measured(players, train, test, a), min(a.labels, len(train))
+    found, done = measured(players, train, test, a)
     print('\n'.join(probe_rows(means(found))))
-    asked = {k: getattr(a, k) for k in ('labels', 'values', 'seeds', 'seed', 'random', 'epochs')}
     write_json(out, dict(provenance(train, a.device), recipe=asdict(players.recipe), seconds=dict(probe=perf_counter() - start), probe=means(found), probe_detail=found,
-                         protocol=dict(asked, name=a.protocol, kind=PROTOCOLS[a.protocol], labels=n, test_images=len(test), classes=list(train.classes))))
-    print(f'{PROTOCOLS[a.protocol]}: {len(train.classes)} classes, {n} labels, {len(test)} test images; details in {out}')
+                         protocol=dict(done, name=a.protocol, kind=PROTOCOLS[a.protocol], test_images=len(test), classes=list(train.classes))))
+    labels = f'{done["labels"]} labels' if 'labels' in done else f'{", ".join(map(str, done["numbers"]))} labels per class'
+    print(f'{PROTOCOLS[a.protocol]}: {len(train.classes)} classes, {labels}, {len(done["seeds"])} draws, {len(test)} test images; details in {out}')
 
 def cmd_stl10(a):
     from spot_artifacts.data import stl10
     from spot_artifacts.training import load_weights, provenance, write_json
-    from spot_artifacts.transfer import stl10_table
+    from spot_artifacts.transfer import baselines, stl10_table, summary
     device, weights = pick_device(a.device), Path(a.weights)
     players = load_weights(weights, device)
-    train, r = stl10(a.root, 'train', size=players.recipe.size, download=a.download), players.recipe
-    found = {name: stl10_table(players.discriminator, a.root, r, a.epochs, name == 'finetuned', seed=a.seed, device=device, progress=True) for name in ('frozen', 'finetuned')}
-    for name, f in found.items(): print(f'{name:<10} {f["mean"]:.1f} % ± {f["sd"]:.1f} over ten folds of STL-10, {f["epochs"]:g} epochs')
+    train, r, found = stl10(a.root, 'train', size=players.recipe.size, download=a.download), players.recipe, {}
+    controls = baselines(r, train.images, range(a.random), device)
+    for name, nets in dict(random=controls['random'], rescaled=controls['rescaled'], pretrained=[players.discriminator]).items():
+        for way in 'frozen', 'fine-tuned':
+            tables = [stl10_table(net, a.root, r, a.epochs, way == 'fine-tuned', seed=a.seed, device=device, progress=True) for net in nets]
+            f = dict(tables[0], **summary([x for t in tables for x in t['accuracies']]), accuracies=[t['accuracies'] for t in tables], epochs=[t['epochs'] for t in tables])
+            found[f'{name}, {way}'] = f
+            print(f'{name + ", " + way:<24} {f["mean"]:.1f} % ± {f["sd"]:.1f} over ten folds of STL-10' + f' and {len(nets)} networks'*(len(nets) > 1), flush=True)
     out = next_free(a.out or beside(weights, 'stl10.json'))
     write_json(out, dict(provenance(train, device), recipe=asdict(r), stl10=found))
     print(f'details in {out}')
@@ -376,13 +396,13 @@ def save_figure(figure, path, **how): # a matplotlib figure; the PNG file; for `
     figure.savefig(path, metadata={'Software': None}, **how)
     close(figure)
 
-DEMO = dict(images=10_000, tests=2_000, labels=1_000, seeds=(0, 1), epochs=30)
+DEMO = dict(images=10_000, tests=2_000, labels=1_000, seeds=(0, 1), random_seeds=(0, 1, 2), most=100)
 
 def demo(
     out,           # the run's folder
     device='cpu',  # where it runs
     recipe=None,   # Recipe; None: Recipe.demo()
-    plan=DEMO      # images to learn from and to test on, labels and seeds of the probes, epochs of the supervised network
+    plan=DEMO      # images to learn from and to test on, labels and seeds of the probes, random networks, most epochs of the supervised one
 )->dict:           # what results.json holds; accuracies in percent
     "The whole method on the embedded images: autoencoder, game, probes, report."
     from spot_artifacts.data import embedded
@@ -396,12 +416,13 @@ def demo(
     print('2 and 3 of 4: the autoencoder, then the game.', flush=True)
     players, logs, seconds = pretrain(train, recipe, out, device)
     played = perf_counter()
-    print('4 of 4: linear probes on the random, the pretrained and a supervised network.', flush=True)
-    found = compare(players.discriminator, recipe, train, test, plan['labels'], plan['seeds'], (recipe.seed,), plan['epochs'], device=device)
+    print('4 of 4: linear probes on random networks, on the pretrained and on a supervised one.', flush=True)
+    found = compare(players.discriminator, recipe, train, test, plan['labels'], plan['seeds'], plan['random_seeds'], device=device, most=plan['most'])
     seconds = dict(data=drawn - start, autoencoder=seconds['auto'], game=seconds['game'], probe=perf_counter() - played)
     results = dict(provenance(train, device), recipe=asdict(recipe), seconds={k: round(v, 1) for k, v in seconds.items()}, **measure(players, test[:1000]),
-                   probe=means(found['networks']), probe_detail=found['networks'],
-                   protocol=dict(kind=found['protocol'], labels=plan['labels'], seeds=list(plan['seeds']), test_images=len(test), held_out_images=len(test[:1000])))
+                   probe=means(found['networks']), probe_detail=found['networks'], supervised=found['supervised'],
+                   protocol=dict(kind=found['protocol'], labels=found['labels'], seeds=found['seeds'], random_networks=found['random_networks'],
+                                 test_images=len(test), held_out_images=len(test[:1000])))
     write_json(out/'results.json', results)
     write_report(out/'report.html', results, players, test.images[:8], logs)
     save_figure(fakes_figure(players, test.images), out/'fakes.png')
