@@ -395,10 +395,10 @@ def grad_cam_figure(
         badge(below, f'{"real" if p > .5 else "corrupt"} {p if p > .5 else 1 - p:.0%}', '#333333', (.03, .17))
         for ax in (above, below): ax.set_visible(True)
     for band in range(bands):
-        for ax, text in zip(axs[2*band:, 0], ('shown\nto C', "C's verdict\nand where\nit looked")):
+        for ax, text in zip(axs[2*band:, 0], ('shown\nto C', "Grad-CAM\nof C's\nverdict")):
             ax.set_ylabel(text, fontsize=9, rotation=0, ha='right', va='center', labelpad=5)
-    return captioned(fig, 'Fig. 9: where C looks', 'R: real, C: corrupt. Below each: in colour what speaks for the verdict that C gave, right or wrong (Grad-CAM at conv4), '
-        'grey what does not; a dot in every entry that was dropped and repaired. Does C look at dots, and at parts of the object?')
+    return captioned(fig, "Fig. 9: Grad-CAM of C's verdicts", 'R: real, C: corrupt. Below each: in colour what speaks for the verdict that C gave, right or wrong (Grad-CAM at conv4), '
+        'grey what does not; a dot in every entry that was dropped and repaired. The brightest place need not be a dot.')
 
 # %% ../nbs/09b_figures.ipynb #cell-59
 def contact_sheet(
