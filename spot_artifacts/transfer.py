@@ -220,7 +220,7 @@ def calibrate(
 # %% ../nbs/07_transfer.ipynb #94343cf3
 @torch.no_grad()
 def channel_moments(
-    net,        # any module with `features`, in eval mode
+    net,        # a Discriminator or its body, in eval mode
     module,     # one of its convolutions
     images,     # (N, 3, S, S) uint8
     bs=250      # images per batch
@@ -231,7 +231,10 @@ def channel_moments(
         var, mean = torch.var_mean(out.float(), (0, 2, 3), correction=0)
         sums.append(len(out)*torch.stack([mean, var + mean**2]).double())
     hook = module.register_forward_hook(add)
-    for batch in images.split(bs): net.features(to_float(batch.to(device_of(net))).contiguous(memory_format=torch.channels_last))
+    for batch in images.split(bs):
+        h, before = to_float(batch.to(device_of(net))).contiguous(memory_format=torch.channels_last), len(sums)
+        for name in LAYERS:
+            if len(sums) == before: h = getattr(net, name)(h)
     hook.remove()
     mean, square = sum(sums)/len(images)
     return mean.float(), (square - mean**2).clamp(min=0).float()
