@@ -125,15 +125,16 @@ def _info(add, either):
 # %% ../nbs/12_cli.ipynb #cell-10
 def _ablate(add):
     add('--data', metavar='DIR', help='folder with a sub-folder of images per class, or with train/ and val/ or test/ that have them (default: embedded images)')
-    add('--rows', metavar='A,B', help="rows of Table 1, from baseline, a, ..., l, and the controls random and supervised (default: all)")
-    add('--seeds', type=number(int, 1), default=1, metavar='N', help='runs of each row (default: %(default)s)')
+    add('--rows', metavar='A,B', help="rows of Table 1, from baseline, a, ..., l, and the controls random, rescaled and supervised (default: all)")
+    add('--seeds', type=number(int, 1), default=1, metavar='N', help='runs of each row; of random networks there are three or more (default: %(default)s)')
     add('--seed', type=number(int, 0), default=0, metavar='N', help='the first of these seeds (default: %(default)s)')
     add('--budget', type=number(int, 1), metavar='N', help="steps of each row's game (default: by the recipe's epochs)")
     add('--recipe', default='small', metavar='NAME', help=f"{_RECIPE}: what the rows share (default: %(default)s)")
     add('--size', type=number(int), metavar='PX', help="side of the square images in pixels (default: the recipe's)")
     add('--width', type=number(float), metavar='X', help="channels of all networks as a multiple of the paper's (default: the recipe's)")
     add('--labels', type=number(int, 10), default=5000, metavar='N', help='labelled images that the classifiers may learn from (default: %(default)s, or all there are)')
-    add('--epochs', type=number(float, .01), default=20, metavar='X', help="passes of the fully-connected layers over them (default: %(default)s; the paper's: 200)")
+    add('--epochs', type=number(float, .01), metavar='X',
+        help="passes of the fully-connected layers over them (default: until a validation part stops improving; the paper's: 200)")
     add('--out', default='runs/ablations', metavar='DIR', help='folder of all runs; what is finished there is not run again, what was stopped goes on (default: %(default)s)')
     _strict(add)
     _device(add)
@@ -231,6 +232,7 @@ def keep_to(
 
 def cmd_pretrain(a):
     from spot_artifacts.data import SpotError, folder_images
+    from spot_artifacts.shortcuts import shortcuts
     from spot_artifacts.training import Recipe, TensorBoardLog, free_folder, hold_out, measure, pretrain, provenance, rank, write_json
     device, out, began = pick_device(a.device), Path(a.out), None
     if a.resume:
@@ -245,12 +247,14 @@ def cmd_pretrain(a):
     if began and a.steps: keep_to(began, recipe, out)
     players, _, seconds = pretrain(data, recipe, out, device, a.resume, cbs=[TensorBoardLog(out/'tensorboard')] if a.tensorboard and not rank() else [])
     if rank(): return                                   # of several processes, the first one tells
-    held_out = hold_out(data, seed=recipe.seed)[1]
-    scores = measure(players, held_out)
-    write_json(out/'results.json', dict(provenance(data, device), recipe=asdict(recipe), seconds=seconds, **scores))
+    learned, held_out = hold_out(data, seed=recipe.seed)
+    scores, s = measure(players, held_out), shortcuts(players, learned.images, held_out.images, recipe.seed)
+    write_json(out/'results.json', dict(provenance(data, device), recipe=asdict(recipe), seconds=seconds, **scores, shortcuts=s))
     print(f'{out}: weights.safetensors and results.json are written. On {len(held_out)} held-out images:')
     print(f'C tells real from corrupt in {scores["classifier"]["accuracy"]:.1f} % of cases (chance 50), and finds dropped entries with a balanced '
           f'accuracy of {scores["mask"]["balanced_accuracy"]:.1f} % (chance 50). Replicas have {scores["autoencoder"]["psnr"]:.1f} dB.')
+    print(f'Shortcuts: image statistics alone tell {s["statistics"]["together"]:.1f} %, windows of {s["window"]} px {s["patches"]:.1f} %, C {s["discriminator"]:.1f} % '
+          f'of held-out fakes from replicas (chance 50, {s["images"]} images; see notebook 10).')
 
 # %% ../nbs/12_cli.ipynb #cell-19
 def probe_rows(
@@ -403,8 +407,9 @@ def demo(
     recipe=None,   # Recipe; None: Recipe.demo()
     plan=DEMO      # images to learn from and to test on, labels and seeds of the probes, random networks, most epochs of the supervised one
 )->dict:           # what results.json holds; accuracies in percent
-    "The whole method on the embedded images: autoencoder, game, probes, report."
+    "The whole method on the embedded images: autoencoder, game, probes, shortcuts, report."
     from spot_artifacts.data import embedded
+    from spot_artifacts.shortcuts import shortcuts
     from spot_artifacts.training import Recipe, free_folder, measure, pretrain, provenance, write_json
     from spot_artifacts.transfer import compare
     from spot_artifacts.visualize import fakes_figure, write_report
@@ -422,6 +427,9 @@ def demo(
                    probe=means(found['networks']), probe_detail=found['networks'], supervised=found['supervised'],
                    protocol=dict(kind=found['protocol'], labels=found['labels'], seeds=found['seeds'], random_networks=found['random_networks'],
                                  test_images=len(test), held_out_images=len(test[:1000])))
+    probed = perf_counter()
+    results['shortcuts'] = shortcuts(players, train.images, test[:1000].images, recipe.seed)
+    results['seconds']['shortcuts'] = round(perf_counter() - probed, 1)
     write_json(out/'results.json', results)
     write_report(out/'report.html', results, players, test.images[:8], logs)
     save_figure(fakes_figure(players, test.images), out/'fakes.png')
@@ -476,22 +484,25 @@ def cmd_game(a):
 
 # %% ../nbs/12_cli.ipynb #cell-28
 def cmd_ablate(a):
-    from spot_artifacts.ablations import ablate, agreement, draw, load_results, plot_table, renderings, ROWS, table_rows, to_markdown
+    from spot_artifacts.ablations import ablate, agreement, draw, kept_networks, plot_table, renderings, table_rows, to_markdown
     from spot_artifacts.data import embedded
-    from spot_artifacts.training import hold_out, load_weights
+    from spot_artifacts.training import hold_out
     device, recipe, out = pick_device(a.device), pick_recipe(a.recipe, a.size, a.width, seed=a.seed), Path(a.out)
-    train, test = labelled(a.data, None, recipe.size, a.seed, a.strict) if a.data else (embedded(10_000, recipe.size, 0), embedded(2_000, recipe.size, 1))
+    if a.data: train, test = labelled(a.data, None, recipe.size, 0, a.strict)       # the same images whatever the seed
+    else: train, test = embedded(10_000, recipe.size, 0), embedded(2_000, recipe.size, 1)
     if a.budget: recipe = replace(recipe, epochs=a.budget*recipe.batch/len(hold_out(train)[0]))
-    rows = {'rows': tuple(a.rows.split(','))} if a.rows else {}
-    ablate(train, test, recipe, out, seeds=a.seeds, labels=a.labels, head_epochs=a.epochs, device=device, **rows)
-    rows = table_rows(load_results(out))
+    wanted = {'rows': [row.strip() for row in a.rows.split(',')]} if a.rows else {}
+    results = ablate(train, test, recipe, out, seeds=a.seeds, labels=a.labels, head_epochs=a.epochs, device=device, **wanted)
+    rows = table_rows(results)
     print(to_markdown(rows), end='')
     if sum(r['paper'] is not None for r in rows) > 2:
         rho = agreement(rows)
-        print(f"Spearman's rho with the paper's ranking: {rho['rho']:.2f} (95 % bootstrap interval {rho['low']:.2f} to {rho['high']:.2f}, {rho['rows']} rows)")
-    painted = {r['row']: load_weights(out/f'{r["row"]}-{a.seed}') for r in rows if r['row'] in ROWS}
-    for name, figure in dict(plot=plot_table(rows), renderings=renderings(painted, draw(test, 8, a.seed).images)).items(): save_figure(figure, out/f'{name}.png', dpi=90)
-    print(f'{out}: table.md, table.csv, plot.png, renderings.png and one JSON file per run')
+        print(f"Spearman's rho with the paper's ranking: {rho['rho']:.2f} "
+              f"(95 % bootstrap interval {rho['low']:.2f} to {rho['high']:.2f}, {rho['rows']} rows)")
+    figures, networks = dict(plot=plot_table(rows)), kept_networks(results, out)
+    if networks: figures['renderings'] = renderings(networks, draw(test, 8, a.seed).images)
+    for name, figure in figures.items(): save_figure(figure, out/f'{name}.png', dpi=90)
+    print(f'{out}: table.md, table.csv, {", ".join(f"{name}.png" for name in figures)} and one JSON file per run')
 
 # %% ../nbs/12_cli.ipynb #cell-30
 def cmd_bench(a):

@@ -6,6 +6,7 @@
 __all__ = ['widths', 'ConvNorm', 'Encoder', 'encoder_layers', 'input_gradient', 'receptive_field', 'receptive_field_size']
 
 # %% ../nbs/01_encoder.ipynb #cell-3
+from collections import OrderedDict
 from copy import deepcopy
 import torch
 import torch.nn.functional as F
@@ -20,26 +21,29 @@ def widths(layers,     # number of strided layers
     return [max(4, int(32*2**i*width)) for i in range(layers + 1)]
 
 class ConvNorm(nn.Sequential):
-    "Convolution, batch norm, leaky ReLU: the layer that E and D are made of (section 4.4). In eval mode the norm is folded into the filters."
+    """Convolution, batch norm, leaky ReLU: the layer that E and D are made of (section 4.4). In eval mode the norm is folded
+    into the filters."""
     def __init__(self,
                  c_in,      # channels in
                  c_out,     # channels out
                  kernel,    # filter size in px: 2 or 3
                  stride,    # 1 or 2
                  slope=.1,  # leaky ReLU's slope below 0
-                 first=()): # modules before the convolution
+                 resize=None): # a module before the convolution
         conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=(kernel - 1)//2, bias=False)
-        super().__init__(*first, conv, nn.BatchNorm2d(c_out), nn.LeakyReLU(slope, inplace=True))
+        layers = OrderedDict(conv=conv, norm=nn.BatchNorm2d(c_out), act=nn.LeakyReLU(slope, inplace=True))
+        super().__init__(layers if resize is None else OrderedDict(resize=resize, **layers))
 
     def forward(self,
                 x,   # (N, c_in, H, W)
-               )->torch.Tensor: # (N, c_out, H/stride, W/stride), unless a `first` module resizes
+               )->torch.Tensor: # (N, c_out, H/stride, W/stride), unless `resize` changes the size
         "The layer's output."
-        *first, conv, norm, act = self
-        for m in first: x = m(x)
-        if self.training: return act(norm(conv(x)))
+        if self.training: return super().forward(x)
+        *resize, conv, norm, act = self
+        for m in resize: x = m(x)
         scale = norm.weight*(norm.running_var + norm.eps).rsqrt()
-        return act(F.conv2d(x, conv.weight*scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean*scale, conv.stride, conv.padding))
+        weight, bias = conv.weight*scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean*scale
+        return act(F.conv2d(x, weight, bias, conv.stride, conv.padding))
 
 # %% ../nbs/01_encoder.ipynb #cell-10
 class Encoder(nn.Sequential):
@@ -50,7 +54,8 @@ class Encoder(nn.Sequential):
                  kernel=2,   # filter size of the strided convolutions: 2, or 3 for the paper's ablation (h)
                  slope=.1):  # leaky ReLU's slope; 0.2 in the released code
         ch = widths(layers, width)
-        super().__init__(ConvNorm(3, ch[0], 3, 1, slope), *[ConvNorm(a, b, kernel, 2, slope) for a, b in zip(ch, ch[1:])])
+        strided = {f'E{i + 2}': ConvNorm(a, b, kernel, 2, slope) for i, (a, b) in enumerate(zip(ch, ch[1:]))}
+        super().__init__(OrderedDict(E1=ConvNorm(3, ch[0], 3, 1, slope), **strided))
         self.channels, self.stride = ch, 2**layers
 
     def forward(self,

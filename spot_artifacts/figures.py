@@ -303,7 +303,7 @@ def features_figure(
 ):              # matplotlib figure
     "Fig. 7: conv1's filters, and the patches that five units of each layer respond to most."
     C, size = players.discriminator, images.shape[-1]
-    filters = C.conv1[0].weight.detach().float().cpu()
+    filters = C.conv1.conv.weight.detach().float().cpu()
     tiles = {'conv1 weights': filters/filters.abs().amax((1, 2, 3), keepdim=True), **best_patches(C, images)}
     fig, axs = board(3, 2, gap=.13, top=.2)
     for ax, (name, batch) in zip(axs.flat, tiles.items()):

@@ -6,6 +6,7 @@
 __all__ = ['RepairBlock', 'RepairedDecoder', 'corrupt', 'Generator']
 
 # %% ../nbs/04_repair.ipynb #cell-3
+from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,10 +19,10 @@ class RepairBlock(nn.Module):
     def __init__(self,
                  channels,          # channels of the feature it repairs
                  slope=.1,          # leaky ReLU's slope for negative values
-                 bn=True,           # batch norm before the mask joins (Fig. 5)? The released code has none there
+                 preact=True,       # batch norm and activation before the mask joins (Fig. 5)? The released code has neither
                  gated=True):       # multiply the residual by 1 - mask? False: ablation (i)
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(channels) if bn else nn.Identity()
+        self.bn1 = nn.BatchNorm2d(channels) if preact else None
         self.conv1 = nn.Conv2d(channels + 1, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -31,8 +32,9 @@ class RepairBlock(nn.Module):
                  h,                 # (N, channels, H, W) feature to repair
                  mask):             # (N, 1, H, W) mask, 1 = kept, already at h's resolution
         "R_i(h) before the gate, (N, channels, H, W)."
+        if self.bn1: h = self.act(self.bn1(h))
         to_h, to_mask = self.conv1.weight.split([h.shape[1], 1], 1)
-        h = F.conv2d(self.act(self.bn1(h)), to_h, padding=1) + F.conv2d(mask, to_mask, padding=1)
+        h = F.conv2d(h, to_h, padding=1) + F.conv2d(mask, to_mask, padding=1)
         return self.conv2(self.act(self.bn2(h)))
 
     def forward(self,
@@ -51,7 +53,7 @@ class RepairedDecoder(nn.Module):
                  where='distributed',   # 'distributed': one block before each layer; 'local': all before D1; 'none': no repair
                  blocks=None,           # how many blocks; None: as many as the decoder has layers; not used by 'none'
                  slope=.1,              # leaky ReLU's slope in the blocks
-                 bn=True,               # batch norm before the mask joins, see `RepairBlock`
+                 preact=True,           # batch norm and activation before the mask joins, see `RepairBlock`
                  gated=True):           # gate the blocks by the mask, see `RepairBlock`
         super().__init__()
         layers = len(decoder.layers)
@@ -62,9 +64,10 @@ class RepairedDecoder(nn.Module):
             raise SpotError(f'{blocks} distributed repair blocks do not fit a decoder of {layers} layers: use 0 to {layers}')
         count = {'distributed': [int(i < blocks) for i in range(layers)], 'local': [blocks] + [0]*(layers - 1),
                  'none': [0]*layers}[where]
+        def repairs(first, c, n): return {f'R{first + i + 1}': RepairBlock(c, slope, preact, gated) for i in range(n)}
         self.decoder = decoder
-        self.blocks = nn.ModuleList(nn.ModuleList(RepairBlock(c, slope, bn, gated) for _ in range(n))
-                                    for c, n in zip(decoder.channels, count))
+        self.blocks = nn.ModuleList(nn.Sequential(OrderedDict(repairs(sum(count[:i]), c, n)))
+                                    for i, (c, n) in enumerate(zip(decoder.channels, count)))
 
     def forward(self,
                 phi_hat,                # (N, L, M, N) damaged feature

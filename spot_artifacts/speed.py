@@ -111,10 +111,10 @@ class PlainGame:
         for t, old in zip((fake, mask), self.history): old[put] = t[:n]
         return mixed
 
-    def loss_of_repair(self, mask, real, fake):
+    def loss_of_repair(self, x, mask, real, fake):
         r, n = self.recipe, len(real)
         score, _ = self.players.discriminator(torch.cat([real, fake]))
-        return r.adversarial_weight*repair_loss(score[n:], r.objective) + r.kept_weight*kept_error(fake, real, mask)
+        return r.adversarial_weight*repair_loss(score[:n], score[n:], r.objective) + r.kept_weight*kept_error(fake, x, mask)
 
     def loss_of_discriminator(self, real, seen, seen_mask):
         r, n = self.recipe, len(real)
@@ -124,7 +124,7 @@ class PlainGame:
     def step(self, x):
         mask, real, fake = self.deal(x)
         self.for_r.zero_grad()
-        loss_r = self.loss_of_repair(mask, real, fake)
+        loss_r = self.loss_of_repair(x, mask, real, fake)
         loss_r.backward()                              # fills C's gradients too, in vain
         self.for_r.step()
         self.for_c.zero_grad()
@@ -136,7 +136,7 @@ class PlainGame:
 # %% ../nbs/13_speed.ipynb #cell-11
 def concatenated(self, h, mask):
     "R_i(h), the mask as one more channel of a copied tensor."
-    h = torch.cat([self.act(self.bn1(h)), mask], 1)
+    h = torch.cat([self.act(self.bn1(h)) if self.bn1 else h, mask], 1)
     return self.conv2(self.act(self.bn2(self.conv1(h))))
 
 def padded(self, x):

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['RELEASED', 'SMALL', 'DEMO_EPOCHS', 'Game', 'COLLAPSES', 'METRICS', 'NOT_BEGUN', 'AUTOENCODER', 'ImageChoices',
            'NetworkChoices', 'DamageChoices', 'LossChoices', 'OptimiserChoices', 'Recipe', 'check_recipe', 'rank',
-           'write_whole', 'write_json', 'class_loss', 'repair_loss', 'mask_loss', 'kept_error', 'world', 'mine',
-           'TwoPlayers', 'has_bf16', 'autocast', 'build', 'without_gradient', 'class_accuracy', 'GameLoss',
-           'mask_scores', 'Stateful', 'ImagesAreTargets', 'of_all', 'mean_of_all', 'MixHistory', 'LinearDecay',
-           'Balance', 'ByTurns', 'WeightAverage', 'Clip', 'StopAtNaN', 'Watch', 'BatchMean', 'EpochLog',
-           'TensorBoardLog', 'LazyLoss', 'LossStays', 'Bar', 'picture_rows', 'to_image', 'save_grid', 'ImageGrid',
-           'digest', 'before', 'save_checkpoint', 'load_checkpoint', 'damaged', 'Checkpoint', 'loaders', 'adam',
-           'decay', 'SharedDL', 'ShareGradients', 'from_first', 'MeanOfAll', 'SharedNorm', 'share_norms', 'AutoLoss',
-           'Bf16', 'both_phases', 'auto_learner', 'two_groups', 'game_learner', 'phase_learner', 'save_weights',
-           'load_weights', 'hold_out', 'device_name', 'provenance', 'commit', 'free_folder', 'join', 'leave',
-           'check_shares', 'open_run', 'fit', 'run_phase', 'adopt', 'pretrain', 'measure']
+           'write_whole', 'write_json', 'world', 'mine', 'of_all', 'mean_of_all', 'class_loss', 'repair_loss',
+           'mask_loss', 'kept_error', 'TwoPlayers', 'has_bf16', 'autocast', 'first_weights', 'as_tensorflow', 'build',
+           'without_gradient', 'full', 'class_accuracy', 'GameLoss', 'mask_scores', 'Stateful', 'ImagesAreTargets',
+           'MixHistory', 'LinearDecay', 'Balance', 'ByTurns', 'WeightAverage', 'Clip', 'L2Penalty', 'StopAtNaN',
+           'Watch', 'BatchMean', 'EpochLog', 'TensorBoardLog', 'LazyLoss', 'LossStays', 'Bar', 'picture_rows',
+           'to_image', 'save_grid', 'ImageGrid', 'digest', 'before', 'save_checkpoint', 'load_checkpoint', 'damaged',
+           'Checkpoint', 'loaders', 'EndAt', 'LegacyAdam', 'adam', 'decay', 'SharedDL', 'ShareGradients', 'from_first',
+           'MeanOfAll', 'SharedNorm', 'share_norms', 'AutoLoss', 'Bf16', 'both_phases', 'auto_learner', 'two_groups',
+           'game_learner', 'phase_learner', 'save_weights', 'load_weights', 'enough', 'hold_out', 'device_name',
+           'provenance', 'commit', 'free_folder', 'join', 'leave', 'check_shares', 'open_run', 'fit', 'run_phase',
+           'adopt', 'pretrain', 'measure']
 
 # %% ../nbs/06_training.ipynb #cell-3
 import hashlib, json, math, os, platform, subprocess, sys, warnings
 from collections import namedtuple
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial
@@ -31,11 +33,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from .data import (Augment, CheckpointError, DiskError, Diverged, RecipeError, RunError, SpotError, TensorDL, WeightsError, _shuffled,
-                                 bars, to_float)
+from .data import (Augment, CheckpointError, DiskError, Diverged, RecipeError, ReleasedAugment, RunError, SpotError, TensorDL,
+                                 WeightsError, _shuffled, bars, to_float)
 from .encoder import encoder_layers
 from .decoder import AutoEncoder, psnr, squared_error
 from .damage import damage, draw_mask, local_mean, noise_like
@@ -63,7 +64,7 @@ class ImageChoices:
     area: tuple = _f((1/3, 1.), 'random crop: share of the image, from and to', 0, 1)
     aspect: tuple = _f((3/4, 4/3), 'random crop: width / height, from and to', .1, 10)
     flip: float = _f(0., 'probability of a mirror image', 0, 1)
-    brightness: float = _f(0., 'brightness factor drawn from 1 - b to 1 + b', 0, 1)
+    brightness: float = _f(0., 'brightness factor from 1 - b to 1 + b; with the conventions of TensorFlow a shift from -b to b', 0, 1)
     saturation: float = _f(0., 'saturation factor drawn from 1 - s to 1 + s', 0, 1)
 
 # %% ../nbs/06_training.ipynb #cell-11
@@ -74,15 +75,20 @@ class NetworkChoices:
     ae_width: float = _f(1., 'channel multiplier of E, D and R; 1 is 32-64-128-256-512', .05, 4)
     kernel: int = _f(2, "kernel of E's strided layers; 3 is ablation (h)", among=(2, 3))
     slope: float = _f(.1, 'slope of leaky ReLU in E, D and R', 0, 1)
-    tanh: bool = _f(False, "tanh on D's output")
+    tanh: bool = _f(True, "D ends in tanh; False: it is clamped to [-1, 1]")
     repair: str = _f('distributed', 'where the repair blocks are; local is ablation (b), none is (k)', among=('distributed', 'local', 'none'))
     repair_blocks: int|None = _f(None, 'number of repair blocks; None: one before each layer of D', 1, 7)
-    repair_bn: bool = _f(True, 'batch norm before the mask is concatenated (Fig. 5)')
+    repair_preact: bool = _f(True, 'batch norm and activation before the mask is concatenated (Fig. 5)')
     gated: bool = _f(True, 'repair blocks change dropped entries only; False is ablation (i)')
     lrn: bool = _f(True, 'local response normalisation after conv1 and conv2')
     lrn_after_pool: bool = _f(False, 'normalise after the pooling')
     bn_fc: bool = _f(False, "batch norm in C's fully-connected layer too")
     class_outputs: int = _f(1, 'class head: 1 probability or a 2-way softmax', among=(1, 2))
+    dropout: float = _f(0., "share of the hidden units of C's class head that a step drops", 0, .9)
+    bytes_in: bool = _f(False, 'C sees pixels of 0 to 255 minus a mean colour; False: of -1 to 1')
+    bn_momentum: float = _f(.1, "share of a batch in batch norm's running statistics", .001, 1)
+    conventions: str = _f('torch', 'resizing, batch norm, Adam, first weights, crops and colours as this framework has them',
+                          among=('torch', 'tensorflow'))
 
 # %% ../nbs/06_training.ipynb #cell-13
 @dataclass(frozen=True)
@@ -100,9 +106,10 @@ class DamageChoices:
 class LossChoices:
     "What the players want."
     auto_weight: float|None = _f(None, 'weight of the mean squared error; None: eq. 3, summed over pixels', .001, 1e6)
-    objective: str = _f('minimax', "R's adversarial loss: log(1 - C), or -log C (non-saturating)", among=('minimax', 'nonsaturating'))
+    objective: str = _f('minimax', "R's adversarial loss: log(1 - C), -log C (nonsaturating), or C's class loss with flipped labels",
+                        among=('minimax', 'nonsaturating', 'flipped'))
     adversarial_weight: float = _f(1., "weight of R's adversarial loss", 0, 1e3)
-    kept_weight: float = _f(0., "weight of R's mean squared error on kept pixels", 0, 1e4)
+    kept_weight: float = _f(0., "weight of R's mean squared error to the image, over kept pixels", 0, 1e4)
     repair_shares: bool = _f(False, "R also minimises C's own class and mask losses")
     class_weight: float = _f(1., "weight of C's class loss", 0, 1e3)
     mask_weight: float = _f(1., "weight of C's mask loss; 0 is ablation (g)", 0, 1e3)
@@ -125,11 +132,11 @@ class OptimiserChoices:
     warmup: float = _f(0., 'share of the steps with a rising learning rate', 0, .5)
     beta1: float = _f(.5, "Adam's first momentum", 0, .999)
     eps: float = _f(1e-8, "Adam's epsilon", 0, 1)
-    l2: float = _f(0., "Adam's L2 penalty", 0, 1)
+    l2: float = _f(0., 'L2 penalty on filters and matrices; biases and norms have none', 0, 1)
     clip: float|None = _f(None, "largest norm of a player's gradient, longer ones are shortened to it; None: as they are", 1e-6, 1e6)
     update: str = _f('simultaneous', 'both players move at each step, or by turns', among=('simultaneous', 'alternating'))
     balance: float|None = _f(None, "class accuracy of C that a controller on R's learning rate aims at; None: no controller", .5, 1)
-    ema: float = _f(0., "decay of an average of C's weights, kept beside them; 0: none", 0, .99999)
+    ema: float = _f(0., "decay of an average of both players' weights, kept beside them; 0: none", 0, .99999)
     bf16: bool = _f(False, 'bfloat16 autocast')
     seed: int = _f(0, 'seed of weights, order, augmentation and masks', 0, 2**31)
 
@@ -168,12 +175,13 @@ def check_recipe(r):
         raise RecipeError(f'recipe: repair_blocks {r.repair_blocks} is more than the {r.layers + 1} layers of the decoder. Give at most that.')
 
 # %% ../nbs/06_training.ipynb #cell-21
-RELEASED = dict(size=96, flip=.5, brightness=32/255, saturation=.5,
-    slope=.2, tanh=True, repair_bn=False, lrn_after_pool=True, bn_fc=True, class_outputs=2, history=0.,
-    auto_weight=30., objective='nonsaturating', adversarial_weight=.5, kept_weight=30., repair_shares=True,
-    mask_weight=.1, mask_mean=True, mask_on_real=True,
-    auto_epochs=500., epochs=500., floor_at=.9, eps=1e-5, l2=5e-5, ema=.9999)
-SMALL = dict(width=.25, ae_width=.5, lrn=False, flip=.5, area=(.6, 1.), drop_rate=.5, objective='nonsaturating', kept_weight=30., balance=.94,
+RELEASED = dict(size=96, area=(.333, 1.), aspect=(.75, 1.33), flip=.5, brightness=32/255, saturation=.5,
+    slope=.2, repair_preact=False, lrn_after_pool=True, bn_fc=True, class_outputs=2, dropout=.5, bytes_in=True, bn_momentum=.025,
+    conventions='tensorflow', history=0., auto_weight=30.,
+    objective='flipped', adversarial_weight=.5, kept_weight=30., repair_shares=True,
+    class_weight=.5, mask_weight=.05, mask_mean=True, mask_on_real=True,
+    auto_batch=256, batch=256, auto_epochs=500., epochs=500., floor_at=.9, eps=1e-5, l2=2.5e-5, ema=.9999)
+SMALL = dict(width=.25, ae_width=.5, lrn=False, flip=.5, area=(.6, 1.), drop_rate=.5, objective='nonsaturating', kept_weight=15., balance=.94,
     auto_batch=16, batch=64, auto_lr=5e-3, lr=1e-3, repair_lr=1.5e-4, warmup=.03, auto_epochs=10., epochs=10., bf16=True)
 DEMO_EPOCHS = dict(auto_epochs=1.5, epochs=5.8)
 
@@ -184,7 +192,7 @@ def paper(cls:Recipe, **changes): # fields that differ
 
 @patch(cls_method=True)
 def released(cls:Recipe, **changes): # fields that differ
-    "The authors' released code, as far as these fields can say it."
+    "The authors' released code, but for doubled bias gradients and batch norm over each GPU's half of a batch."
     return cls(**{**RELEASED, **changes})
 
 @patch(cls_method=True)
@@ -244,26 +252,6 @@ def write_json(path, value): # the file; anything that JSON can say
     "Writes JSON, readable, with a line end."
     write_whole(path, lambda tmp: tmp.write_text(json.dumps(value, indent=1) + '\n'))
 
-# %% ../nbs/06_training.ipynb #cell-27
-def class_loss(real, fake): # C's logits of real and of fake images, (N,) each
-    "C's side of eq. 4: -log C(real) - log(1 - C(fake)), averaged over images."
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-def repair_loss(fake, objective='minimax'): # C's logits of fakes (N,); minimax or nonsaturating
-    "R's side of eq. 4: log(1 - C(fake)); or -log C(fake), which does not saturate."
-    return -F.softplus(fake).mean() if objective == 'minimax' else F.softplus(-fake).mean()
-
-# %% ../nbs/06_training.ipynb #cell-31
-def mask_loss(logits, mask, mean=False): # C's mask logits (N, 1, M, N); Omega, same shape; average over entries, not sum?
-    "Eq. 5 with its minus sign: cross-entropy summed over entries, averaged over images."
-    loss = F.binary_cross_entropy_with_logits(logits, mask, reduction='none').flatten(1)
-    return (loss.mean(1) if mean else loss.sum(1)).mean()
-
-def kept_error(fake, real, mask): # images (N, 3, S, S) in [-1, 1]; Omega (N, 1, M, N)
-    "Mean squared error on the pixels of kept entries: the released code's extra term for R."
-    kept = F.interpolate(mask, fake.shape[-2:], mode='nearest')
-    return ((fake - real).square()*kept).mean()
-
 # %% ../nbs/06_training.ipynb #cell-34
 def world(): # 1 without torchrun
     "How many processes the run has."
@@ -273,8 +261,43 @@ def mine(t): # a tensor with the images of all processes along its first axis
     "This process's part of it."
     return t.chunk(world())[rank() % world()]
 
+def of_all(t): # (n, ...) of this process
+    "The tensors of all processes, one behind the other: the opposite of `mine`."
+    if world() == 1: return t
+    parts = [torch.empty_like(t, memory_format=torch.contiguous_format) for _ in range(world())]
+    dist.all_gather(parts, t.contiguous())
+    return torch.cat(parts)
+
+def mean_of_all(t): # a tensor of this process
+    "Its mean over all processes."
+    if world() == 1: return t
+    t = t.contiguous()/world()
+    dist.all_reduce(t)
+    return t
+
+# %% ../nbs/06_training.ipynb #cell-27
+def class_loss(real, fake): # C's logits of real and of fake images, (N,) each
+    "C's side of eq. 4: -log C(real) - log(1 - C(fake)), averaged over images."
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+def repair_loss(real, fake, objective='minimax'): # C's logits of real and of fake images, (N,) each; minimax, nonsaturating or flipped
+    "R's side of eq. 4: log(1 - C(fake)); or -log C(fake), which does not saturate; or C's class loss with flipped labels."
+    if objective == 'flipped': return class_loss(fake, real)
+    return -F.softplus(fake).mean() if objective == 'minimax' else F.softplus(-fake).mean()
+
+# %% ../nbs/06_training.ipynb #cell-31
+def mask_loss(logits, mask, mean=False): # C's mask logits (N, 1, M, N); Omega, same shape; average over entries, not sum?
+    "Eq. 5 with its minus sign: cross-entropy summed over entries, averaged over images."
+    loss = F.binary_cross_entropy_with_logits(logits, mask, reduction='none').flatten(1)
+    return (loss.mean(1) if mean else loss.sum(1)).mean()
+
+def kept_error(fake, x, mask): # corrupt and original images (N, 3, S, S) in [-1, 1]; Omega (N, 1, M, N)
+    "Mean squared error over the pixels of kept entries: the released code's extra term for R."
+    kept = F.interpolate(mask, fake.shape[-2:], mode='nearest')
+    return ((fake - x).square()*kept).sum()/(3*mean_of_all(kept.sum())).clamp(min=1)
+
 # %% ../nbs/06_training.ipynb #cell-35
-Game = namedtuple('Game', 'x mask real fake seen seen_mask')
+Game = namedtuple('Game', 'x mask real fake seen seen_mask units')
 
 class TwoPlayers(nn.Module):
     "Frozen E and D, the repair network R and the discriminator C; its forward pass deals one hand of the game."
@@ -285,9 +308,9 @@ class TwoPlayers(nn.Module):
         r = self.recipe = recipe
         self.encoder = autoencoder.encoder
         gan = r.fakes == 'gan'
-        self.repaired = RepairedDecoder(autoencoder.decoder, 'none' if gan else r.repair, r.repair_blocks, r.slope, r.repair_bn, r.gated)
+        self.repaired = RepairedDecoder(autoencoder.decoder, 'none' if gan else r.repair, r.repair_blocks, r.slope, r.repair_preact, r.gated)
         self.generator = Generator(r.size, r.ae_width) if gan else None
-        self.discriminator = Discriminator(r.size, r.layers, r.width, r.lrn, r.bn_fc, r.class_outputs, r.lrn_after_pool)
+        self.discriminator = Discriminator(r.size, r.layers, r.width, r.lrn, r.bn_fc, r.class_outputs, r.lrn_after_pool, r.bytes_in)
         self.frozen.requires_grad_(False)
         self.train()
 
@@ -331,7 +354,14 @@ class TwoPlayers(nn.Module):
                 phi, phi_hat = self.damaged(x, mask)
                 real = self.repaired.decoder(phi) if r.real == 'replica' else x
             fake = self.paint(phi_hat, mask)
-        return Game(x, mask, real, fake, fake.detach(), mask)
+        return Game(x, mask, real, fake, fake.detach(), mask, self.hidden_units(x))
+
+    def hidden_units(self, x):
+        "Dropout's factors for the class head, real images first; None where nothing is dropped. Both players' passes through C share them."
+        keep, C = 1 - self.recipe.dropout, self.discriminator
+        if keep == 1 or not self.training: return None
+        kept = self.draw(lambda k: torch.rand(k*len(x), 2, C.hidden, device=x.device) < keep)
+        return kept.transpose(0, 1).flatten(0, 1)/keep
 
 # %% ../nbs/06_training.ipynb #cell-36
 def has_bf16(device): # a torch.device
@@ -343,19 +373,57 @@ def autocast(device, on): # where; whether it is wanted
     device = torch.device(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=on and has_bf16(device))
 
+
+# %% ../nbs/06_training.ipynb #a1fc5261
+@torch.no_grad()
+def first_weights(players): # TwoPlayers, changed in place
+    "The released code's: truncated normal ones in E, D and R, Xavier's in C, whose biases are 0.1 where no batch norm follows."
+    def fans(m):
+        window, groups = m.weight[0, 0].numel(), getattr(m, 'groups', 1)
+        return m.weight.shape[1]*window + m.weight.shape[0]//groups*window
+    for m in (*players.frozen.modules(), *players.painter.modules()):
+        if not isinstance(m, nn.Conv2d): continue
+        std = (1.3*2/(fans(m)/2))**.5
+        nn.init.trunc_normal_(m.weight, std=std, a=-2*std, b=2*std)
+        if m.bias is not None: m.bias.zero_()
+    C = players.discriminator
+    for m in C.modules():
+        if not isinstance(m, (nn.Conv2d, nn.Linear)): continue
+        edge = (6/fans(m))**.5
+        m.weight.uniform_(-edge, edge)
+        m.bias.fill_(0 if m in (C.conv5.conv, C.class_head.fc1) else .1)
+
+def as_tensorflow(players): # TwoPlayers, changed in place
+    "Batch norm's constants, and the first weights."
+    for m in players.modules():
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.eps = 1e-3
+    for m in players.discriminator.modules():
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.register_parameter('weight', None)
+    first_weights(players)
+
 def build(recipe): # a Recipe
     "E, D, R and C with fresh weights, channels last."
     r = recipe
-    try: return TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh), r).to(memory_format=torch.channels_last)
+    try:
+        players = TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh, r.conventions == 'tensorflow'), r)
     except RuntimeError as e:
         if 'allocate' not in str(e): raise
-        raise RecipeError(f'recipe: networks of width {r.width} for {r.size} px and {r.layers} layers do not fit into memory. Take a smaller width or size, or more layers.') from None
+        raise RecipeError(f'recipe: networks of width {r.width} for {r.size} px and {r.layers} layers do not fit into memory. '
+                          'Take a smaller width or size, or more layers.') from None
+    for m in players.modules():
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.momentum = r.bn_momentum
+    if r.conventions == 'tensorflow': as_tensorflow(players)
+    return players.to(memory_format=torch.channels_last)
 
 # %% ../nbs/06_training.ipynb #cell-39
 def without_gradient(module, *x): # any module; its input
     "`module(*x)` with its parameters as constants and its batch-norm statistics copied: gradients reach `x` alone."
     state = {k: v.detach() for k, v in module.named_parameters()} | {k: v.clone() for k, v in module.named_buffers()}
     return functional_call(module, state, x)
+
+def full(t): # a tensor of floats
+    "In float32, if it has less than that."
+    return t.float() if t.element_size() < 4 else t
 
 def class_accuracy(score, n): # logits (2n,), n of real images first
     "Share of right verdicts, real and fake weighing the same."
@@ -371,26 +439,34 @@ class GameLoss:
         "C's trunk on what C sees: real images, then fakes that carry no gradient."
         return self.players.discriminator.trunk(torch.cat([g.real, g.seen.to(g.real.dtype)]))
 
+    def own(self, score, logits, mask):
+        "Eq. 4 and 5 as C minimises them, from C's logits of n real images and of the n fakes under `mask`."
+        r, n = self.recipe, len(mask)
+        by_class, by_mask = class_loss(score[:n], score[n:]), mask_loss(logits[n:], mask, r.mask_mean)
+        if r.mask_on_real: by_mask = by_mask + mask_loss(logits[:n], torch.ones_like(mask), r.mask_mean)
+        return by_class, by_mask
+
+    def weighed(self, by_class, by_mask):
+        return self.recipe.class_weight*by_class + self.recipe.mask_weight*by_mask*(self.recipe.fakes == 'repair')
+
     def for_discriminator(self, g, seen):
-        "Eq. 4 and 5 for C, from what `look` gave."
-        r, n = self.recipe, len(g.real)
-        score, logits = (t.float() for t in self.players.discriminator.verdict(seen))
-        by_class, by_mask = class_loss(score[:n], score[n:]), mask_loss(logits[n:], g.seen_mask, r.mask_mean)
-        if r.mask_on_real: by_mask = by_mask + mask_loss(logits[:n], torch.ones_like(g.mask), r.mask_mean)
+        "C's objective, from what `look` gave."
+        score, logits = map(full, self.players.discriminator.verdict(seen, g.units))
+        by_class, by_mask = self.own(score, logits, g.seen_mask)
         self.stats.update(c_class_loss=by_class.detach(), c_mask_loss=by_mask.detach())
-        return r.class_weight*by_class + r.mask_weight*by_mask*(r.fakes == 'repair')
+        return self.weighed(by_class, by_mask)
 
     def opinion(self, g, seen):
         "C's logits of real and fresh fake images for R: C's parameters are constants, and what C's trunk gives for the real ones is known."
-        return without_gradient(self.players.discriminator, g.fake, seen[:len(g.real)].detach())
+        return without_gradient(self.players.discriminator, g.fake, seen[:len(g.real)].detach(), g.units)
 
     def for_repair(self, g, seen):
         "R's objective, from C's opinion."
         r, n = self.recipe, len(g.real)
-        score, logits = (t.float() for t in self.opinion(g, seen))
-        loss = r.adversarial_weight*repair_loss(score[n:], r.objective)
-        if r.kept_weight: loss = loss + r.kept_weight*kept_error(g.fake.float(), g.real.float(), g.mask)
-        if r.repair_shares: loss = loss + r.class_weight*F.softplus(score[n:]).mean() + r.mask_weight*mask_loss(logits[n:], g.mask, r.mask_mean)
+        score, logits = map(full, self.opinion(g, seen))
+        loss = r.adversarial_weight*repair_loss(score[:n], score[n:], r.objective)
+        if r.kept_weight: loss = loss + r.kept_weight*kept_error(full(g.fake), g.x, g.mask)
+        if r.repair_shares: loss = loss + self.weighed(*self.own(score, logits, g.mask))
         self.stats.update(r_loss=loss.detach(), accuracy=class_accuracy(score, n))
         if not self.players.training and r.fakes == 'repair': self.stats.update(mask_scores(logits[n:], g.mask), fake_psnr=psnr(g.fake, g.x))
         return loss
@@ -422,21 +498,6 @@ class ImagesAreTargets(Callback):
     def before_batch(self):
         x = self.xb[0].contiguous(memory_format=torch.channels_last)
         self.learn.xb, self.learn.yb = (x,), (x,)
-
-# %% ../nbs/06_training.ipynb #cell-47
-def of_all(t): # (n, ...) of this process
-    "The tensors of all processes, one behind the other: the opposite of `mine`."
-    if world() == 1: return t
-    parts = [torch.empty_like(t, memory_format=torch.contiguous_format) for _ in range(world())]
-    dist.all_gather(parts, t.contiguous())
-    return torch.cat(parts)
-
-def mean_of_all(t): # a tensor of this process
-    "Its mean over all processes."
-    if world() == 1: return t
-    t = t.contiguous()/world()
-    dist.all_reduce(t)
-    return t
 
 # %% ../nbs/06_training.ipynb #cell-49
 class MixHistory(Stateful):
@@ -500,12 +561,16 @@ class ByTurns(Callback):
         for p in self.opt.param_lists[self.linear_decay.step % 2]: p.grad = None
 
 class WeightAverage(Stateful):
-    "An exponential average of C's weights, kept in the checkpoint beside them."
-    def __init__(self, decay): self.decay = decay   # share of the old average that a step keeps
-    def after_create(self): self.average = AveragedModel(self.model.discriminator, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
-    def after_step(self): self.average.update_parameters(self.model.discriminator)
-    def state_dict(self): return self.average.state_dict()
-    def load_state_dict(self, state): self.average.load_state_dict(state)
+    "An exponential average of both players' weights, kept in the checkpoint beside them. It is quick to move in the first steps."
+    keeps = ('average',)
+    def __init__(self, decay): self.decay = decay   # largest share of the old average that a step keeps
+    @property
+    def weights(self): return [p for group in two_groups(self.model) for p in group]
+    def after_create(self): self.average = [p.detach().clone() for p in self.weights]
+    @torch.no_grad()
+    def after_step(self):
+        t = self.linear_decay.step
+        torch._foreach_lerp_(self.average, self.weights, 1 - min(self.decay, (1 + t)/(10 + t)))
 
 # %% ../nbs/06_training.ipynb #cell-57
 class Clip(Callback):
@@ -514,11 +579,21 @@ class Clip(Callback):
     def before_step(self):
         for group in self.opt.param_lists: nn.utils.clip_grad_norm_(list(group), self.most)
 
+class L2Penalty(Callback):
+    "Adds `l2` times itself to the gradient of every filter and matrix, and of the parameters in `also`: what l2/2 times their squares in the loss would."
+    run_after = Clip
+    def __init__(self, l2, also=()): store_attr()
+    @torch.no_grad()
+    def before_step(self):
+        for p in (*(p for p in self.model.parameters() if p.ndim > 1), *self.also):
+            if p.grad is not None: p.grad.add_(p, alpha=self.l2)
+
 # %% ../nbs/06_training.ipynb #cell-59
 class StopAtNaN(Callback):
     "Ends a run within `every` steps of a loss that is infinite or no number, and names the step."
     def __init__(self, every=32): self.every = every   # steps between two looks
-    def before_train(self): self.steps, self.good, self.fine = 0, 0, True
+    def before_fit(self): self.earlier, self.steps = 0, 0
+    def before_train(self): self.earlier, self.steps, self.good, self.fine = self.earlier + self.steps, 0, 0, True
     def after_loss(self):
         if not self.training: return
         self.fine = self.loss.detach().isfinite() & self.fine
@@ -527,8 +602,9 @@ class StopAtNaN(Callback):
     def after_train(self): self.look()
     def look(self):
         if int(self.good) == self.steps: return
-        step = self.linear_decay.step - self.steps + int(self.good) + 1
-        raise Diverged(f'{self.epoch_log.path.stem}: the loss is not finite at step {step}. The last good checkpoint is kept; '
+        schedule, log = (getattr(self.learn, name, None) for name in ('linear_decay', 'epoch_log'))
+        step = (schedule.step - self.steps if schedule else self.earlier) + int(self.good) + 1
+        raise Diverged(f'{log.path.stem if log else "training"}: the loss is not finite at step {step}. The last good checkpoint is kept; '
                        'start another run with a smaller learning rate, or with clip=1.')
 
 # %% ../nbs/06_training.ipynb #cell-61
@@ -582,7 +658,9 @@ class EpochLog(Stateful):
                  lines=False):   # print each row too?
         self.path, self.lines, self.rows = Path(path), lines, []
     def after_epoch(self):
-        self.rows.append(dict(epoch=len(self.rows) + 1, step=self.linear_decay.step, **dict(zip(self.recorder.metric_names[2:-1], map(float, self.recorder.log[2:-1])))))
+        metrics = dict(zip(self.recorder.metric_names[2:-1], map(float, self.recorder.log[2:-1])))
+        rates = {f'lr_{k}': h['lr'] for k, h in zip(('c', 'r'), self.opt.hypers)} if len(self.opt.hypers) > 1 else dict(lr=self.opt.hypers[0]['lr'])
+        self.rows.append(dict(epoch=len(self.rows) + 1, step=self.linear_decay.step, **metrics, **rates))
         lines = [','.join(self.rows[0])] + [','.join(f'{v:.6g}' for v in row.values()) for row in self.rows]
         write_whole(self.path, lambda tmp: tmp.write_text('\n'.join(lines) + '\n'))
         if self.lines: print(f'{self.path.stem}:', *(f'{k} {v:.4g} ' for k, v in self.rows[-1].items()), flush=True)
@@ -734,20 +812,38 @@ def loaders(
     epochs,         # wanted passes over `train`, may be a fraction
     batch,          # images per step
     device='cpu'    # where the images lie
-):                  # DataLoaders, and the number of epochs to fit
-    "The loaders of one phase of `epochs` passes over `train`, cut into equal rounds that fastai calls epochs: one a pass, but 8 at least."
-    r = recipe
+):                  # DataLoaders, the number of rounds to fit, and the number of steps
+    "The loaders of one phase of `epochs` passes over `train`, cut into rounds that fastai calls epochs: one a pass, but about 8 at least."
+    r, batch = recipe, min(batch, len(train))
     steps = max(1, round(epochs*len(train)/batch))
-    rounds = min(steps, max(8, round(epochs)))
-    per_round = math.ceil(steps/rounds)
-    augment = Augment(r.size, r.area, r.aspect, r.flip, r.brightness, r.saturation)
+    per_round = math.ceil(steps/max(8, round(epochs)))
+    augment = (ReleasedAugment if r.conventions == 'tensorflow' else Augment)(r.size, r.area, r.aspect, r.flip, r.brightness, r.saturation)
     dl = TensorDL if world() == 1 else SharedDL
     dls = DataLoaders(dl(train, batch, augment, shuffle=True, steps=per_round, seed=r.seed, device=device), TensorDL(valid, batch, device=device))
-    return dls, rounds
+    return dls, math.ceil(steps/per_round), steps
+
+class EndAt(Stateful):
+    "Gives the last round no more batches than are left of `total` steps."
+    keeps = ('left',)
+    def __init__(self, total): self.left = total
+    def before_train(self):
+        self.learn.dl = copy(self.dl)                       # it shares images and random numbers
+        self.dl.steps = min(self.dl.steps, self.left)
+        self.left -= self.dl.steps
+
+class LegacyAdam(torch.optim.Adam):
+    "Adam as TensorFlow has it: epsilon is added to the root of the average of squares before that average's bias is corrected."
+    def step(self, closure=None):
+        for group in self.param_groups:
+            if all(p.grad is None for p in group['params']): continue
+            group['t'] = group.get('t', 0) + 1
+            group['eps'] = self.defaults['eps']/(1 - group['betas'][1]**group['t'])**.5
+        return super().step(closure)
 
 def adam(recipe): # Recipe
     "The paper's Adam behind fastai's interface (section 4.4): an `opt_func` for a Learner."
-    return partial(OptimWrapper, opt=torch.optim.Adam, betas=(recipe.beta1, .999), eps=recipe.eps, weight_decay=recipe.l2, fused=True)
+    opt = LegacyAdam if recipe.conventions == 'tensorflow' else torch.optim.Adam
+    return partial(OptimWrapper, opt=opt, betas=(recipe.beta1, .999), eps=recipe.eps, fused=True)
 
 def decay(recipe, lrs, total): # Recipe; first learning rates; steps
     "The recipe's schedule."
@@ -796,14 +892,14 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, x): pass
     def forward(self, x):
         if not self.training: return super().forward(x)
-        var, mean = torch.var_mean(x.to(self.weight.dtype), [0, *range(2, x.ndim)], correction=0)
+        var, mean = torch.var_mean(x.to(self.running_mean.dtype), [0, *range(2, x.ndim)], correction=0)
         whole = MeanOfAll.apply(mean)
         var, n = MeanOfAll.apply(var + (mean - whole).square()), world()*x.numel()/x.shape[1]
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(whole, self.momentum)
             self.running_var.lerp_(var*n/(n - 1), self.momentum)
-        scale = self.weight*(var + self.eps).rsqrt()
+        scale = (var + self.eps).rsqrt()*(1 if self.weight is None else self.weight)
         by_channel = lambda v: v.view(-1, *[1]*(x.ndim - 2))
         return (x*by_channel(scale) + by_channel(self.bias - whole*scale)).to(x.dtype)
 
@@ -818,7 +914,7 @@ class AutoLoss:
     "Eq. 3, or `auto_weight` times the mean squared error."
     def __init__(self, recipe): self.recipe, self.stats = recipe, {}   # Recipe
     def __call__(self, replica, x):   # D(E(x)) and x, (N, 3, S, S)
-        w, replica = self.recipe.auto_weight, replica.float()
+        w, replica = self.recipe.auto_weight, full(replica)
         self.stats['psnr'] = psnr(replica.detach(), x)
         return squared_error(replica, x) if w is None else w*F.mse_loss(replica, x)
 
@@ -828,11 +924,12 @@ class Bf16(nn.Module):
         super().__init__()
         self.module, self.on = module, on
     def forward(self, x):
-        with autocast(x.device, self.on): return self.module(x).float()
+        with autocast(x.device, self.on): return full(self.module(x))
 
-def both_phases(recipe): # Recipe
+def both_phases(recipe, total, also=()): # Recipe; steps; parameters that decay too
     "Callbacks of either phase."
-    return [LossStays()] + [Clip(recipe.clip)]*bool(recipe.clip) + [ShareGradients()]*(world() > 1)
+    some = [LossStays(), EndAt(total)] + [Clip(recipe.clip)]*bool(recipe.clip) + [ShareGradients()]*(world() > 1)
+    return some + [L2Penalty(recipe.l2, also)]*bool(recipe.l2)
 
 def auto_learner(
     dls,            # DataLoaders
@@ -841,9 +938,10 @@ def auto_learner(
     total,          # steps, for the schedule
     cbs=()          # more callbacks
 )->Learner:
-    "Phase 1: E and D on eq. 3."
+    "Phase 1: E and D on eq. 3. In the released code the bias of D's last layer decays too."
+    also = [autoencoder[1].layers[-1].conv.bias] if recipe.conventions == 'tensorflow' else []
     return Learner(dls, Bf16(autoencoder, recipe.bf16), AutoLoss(recipe), adam(recipe), lr=recipe.auto_lr, wd_bn_bias=True, metrics=[BatchMean('psnr')],
-                   cbs=[ImagesAreTargets(), decay(recipe, [recipe.auto_lr], total), *both_phases(recipe), *cbs])
+                   cbs=[ImagesAreTargets(), decay(recipe, [recipe.auto_lr], total), *both_phases(recipe, total, also), *cbs])
 
 # %% ../nbs/06_training.ipynb #cell-81
 def two_groups(players): # TwoPlayers
@@ -864,7 +962,7 @@ def game_learner(
     if recipe.update == 'alternating': extra.append(ByTurns())
     if recipe.ema: extra.append(WeightAverage(recipe.ema))
     return Learner(dls, players, GameLoss(players), adam(recipe), lr=recipe.lr, splitter=two_groups, wd_bn_bias=True, metrics=list(map(BatchMean, METRICS[:None if recipe.fakes == 'repair' else 4])),
-                   cbs=[ImagesAreTargets(), decay(recipe, [recipe.lr, recipe.repair_lr], total), *extra, *both_phases(recipe), *cbs])
+                   cbs=[ImagesAreTargets(), decay(recipe, [recipe.lr, recipe.repair_lr], total), *extra, *both_phases(recipe, total), *cbs])
 
 def phase_learner(
     phase,      # auto or game
@@ -907,6 +1005,10 @@ def load_weights(
     return players.to(device).eval()
 
 # %% ../nbs/06_training.ipynb #cell-86
+def enough(data): # ImageSet
+    "SpotError if it is too small to be split."
+    if len(data) < 8: raise SpotError(f'{data.name}: {len(data)} images are too few to learn from; 8 is the least')
+
 def hold_out(
     data,        # ImageSet of 8 images or more
     share=.05,   # of the images to hold out
@@ -914,7 +1016,7 @@ def hold_out(
     seed=0       # of the choice
 ):               # two ImageSets: to learn from, to measure on
     "Splits off a share of the images to measure on."
-    if len(data) < 8: raise SpotError(f'{data.name}: {len(data)} images are too few to learn from; 8 is the least')
+    enough(data)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     n = min(most, max(2, round(len(data)*share)))
     return data[order[n:]], data[order[:n]]
@@ -984,7 +1086,7 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
             raise RunError(f'{out}: the run began with other images (fingerprint {began}, now {about["data"]["fingerprint"]}); give the same folder and size')
         return out, check_shares(Recipe.load(out/'recipe.json'))
     check_shares(recipe)
-    hold_out(data)                                  # too few images: say so before there is a folder
+    enough(data)                                    # too few images: say so before there is a folder
     free_folder(out)
     if world() > 1: dist.barrier()                  # nobody looks any more
     if not rank(): out.mkdir(parents=True, exist_ok=True)
@@ -1010,7 +1112,7 @@ def run_phase(name, make, rounds, out, resume, progress): # auto or game; callba
     return learn.epoch_log.rows
 
 # %% ../nbs/06_training.ipynb #cell-89
-AUTOENCODER = ('layers', 'ae_width', 'kernel', 'slope', 'tanh')     # the fields that make two autoencoders alike
+AUTOENCODER = ('layers', 'ae_width', 'kernel', 'slope', 'tanh', 'conventions')     # the fields that make two autoencoders alike
 
 def adopt(
     players,    # TwoPlayers, changed in place
@@ -1045,8 +1147,7 @@ def pretrain(
         start, logs[name] = perf_counter(), []
         if not epochs: continue
         torch.manual_seed(recipe.seed)
-        dls, rounds = loaders(train, valid, recipe, epochs, batch, device)
-        total = rounds*len(dls.train)
+        dls, rounds, total = loaders(train, valid, recipe, epochs, batch, device)
         more = [Watch(), ImageGrid(out), *cbs] if name == 'game' else []
         make = lambda extra: phase_learner(name, dls, players, recipe, total, [*extra, *more])
         logs[name] = run_phase(name, make, rounds, out, resume, progress)

@@ -8,8 +8,8 @@ __all__ = ['BN', 'pooled_side', 'pool_to', 'device_of', 'layer_names', 'layer_fe
            'scaled_modules', 'rescale', 'baselines', 'every_fifth', 'UntilPlateau', 'train_on_labels', 'words_of',
            'supervised', 'accuracy', 'contenders', 'measure_all', 'summary', 'compare', 'StandardLinear', 'LayerHeads',
            'StepDecay', 'sum_cross_entropy', 'probe_sgd', 'knn', 'knn_probe', 'KNNMonitor', 'Body', 'transfer_body',
-           'transfer_head', 'transfer_model', 'classify', 'stl10_table', 'per_class', 'few_labels', 'transfer_report',
-           'transfer_groups', 'export_onnx']
+           'transfer_head', 'small_weights', 'transfer_model', 'classify', 'stl10_table', 'per_class', 'few_labels',
+           'transfer_report', 'transfer_groups', 'export_onnx']
 
 # %% ../nbs/07_transfer.ipynb #cell-3
 from collections import OrderedDict
@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .data import CentralCrop, Diverged, ImagesError, ImageSet, SpotError, TensorDL, spot_dls, stl10, to_float
 from .discriminator import LAYERS, ResponseNorm
-from .training import Bf16, LinearDecay, adam, build, fit, loaders
+from .training import Bf16, LinearDecay, adam, both_phases, build, fit, loaders
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
@@ -343,14 +343,14 @@ def train_on_labels(
     check_labels(data)
     model = Bf16(model.to(device, memory_format=torch.channels_last), recipe.bf16)
     learned, held = every_fifth(data, recipe.seed) if epochs is None else (data, data[:1])
-    dls, rounds = loaders(learned, held, recipe, epochs or 1, recipe.batch, device=device)
+    dls, rounds, total = loaders(learned, held, recipe, epochs or 1, recipe.batch, device=device)
     if epochs is None:
         steps = max(1, round(most*len(learned)/recipe.batch))
         a_round = min(steps, max(50, len(learned)//recipe.batch))
         dls, rounds = spot_dls(learned, held, recipe.size, recipe.batch, dls.train.augment, a_round, recipe.seed, device), -(-steps//a_round)
-        callback = UntilPlateau(lr)
-    else: callback = schedule([lr], max(1, round(epochs*len(data)/recipe.batch)))
-    fit(Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=[callback]), rounds, progress)
+        callback, total = UntilPlateau(lr), rounds*a_round
+    else: callback = schedule([lr], total)
+    fit(Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=[callback, *both_phases(recipe, total)]), rounds, progress)
     if epochs is not None: return model.module.eval(), dict(epochs=epochs)
     passes = lambda step: round(step*recipe.batch/len(learned), 1)
     return model.module.eval(), dict(epochs=passes(callback.step), best_epoch=passes(callback.best), plateau=callback.plateau,
@@ -608,6 +608,13 @@ def transfer_head(
     return nn.Sequential(nn.Flatten(), *layers)
 
 # %% ../nbs/07_transfer.ipynb #cell-57
+def small_weights(
+    head     # what `transfer_head` made; changed in place
+):
+    "The released code's first weights of a head: normal with deviation 0.005, cut at two deviations."
+    for m in head:
+        if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.005, a=-.01, b=.01)
+
 def transfer_model(
     discriminator,  # a Discriminator; it stays as it is
     classes,        # number of classes
@@ -639,6 +646,7 @@ def classify(
     start, lr, recipe = perf_counter(), lr or (3e-4 if finetune else 1e-3), replace(recipe, seed=seed)
     torch.manual_seed(seed)
     model = transfer_model(discriminator, len(train.classes), head, bn)
+    if recipe.conventions == 'tensorflow': small_weights(model[1])
     model[0].requires_grad_(finetune)
     _, took = train_on_labels(model, train, recipe, epochs, lr, device, progress, most=most)
     right = accuracy(Bf16(model, recipe.bf16), test, recipe.size, device)

@@ -6,7 +6,7 @@
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'PURPLE', 'PROBED', 'STYLE', 'judge', 'spot_artifacts', 'heat', 'pixels', 'board',
            'show_columns', 'seeded', 'one_hand', 'fakes_figure', 'maps_figure', 'plot_lines', 'plot_curves',
            'plot_probes', 'verdicts', 'picture', 'html_table', 'probe_table', 'aims_section', 'about_section',
-           'pictures_section', 'write_report']
+           'pictures_section', 'shortcuts_section', 'write_report']
 
 # %% ../nbs/09_visualize.ipynb #cell-3
 import base64, io, json
@@ -293,6 +293,15 @@ def pictures_section(players, images, r):
             "White: kept, black: dropped; in C's guess, grey is doubt. A replica has nothing dropped. C was taught masks on fakes. "
             f'On held-out fakes its guess is right for {r["mask"]["balanced_accuracy"]:.1f} % of the entries, kept and dropped weighing the same; chance is 50 %.'))
 
+def shortcuts_section(r):
+    "How far one gets without looking at the object, beside C, from results."
+    if not (s := r.get('shortcuts')): return ''
+    said = dict(laplacian='mean absolute Laplacian (sharpness)', variation='total variation', saturation='saturation', clipped='share of clipped values', together='these four together')
+    rows = [*((said[k], f'{v:.1f}') for k, v in s['statistics'].items()), (f'windows of {s["window"]} px, judged each for itself', f'{s["patches"]:.1f}'), ('C', f'{s["discriminator"]:.1f}')]
+    return ('<h2>How far do shortcuts get?</h2><p>C is to know objects. But how many fakes can be told from replicas by image statistics alone, or through a window no larger than what an entry of the feature sees? '
+            f'All judges saw the same {s["images"]:,} held-out images as C; chance is 50 %. As long as a shortcut does as well as C, C\'s accuracy is no sign that it looks at more.</p>'
+            + html_table(('right about fakes and replicas, %', ''), rows))
+
 def write_report(
     path,        # the HTML file
     results,     # the dictionary of results.json
@@ -315,6 +324,7 @@ anything about what is in them?</p>
 <h2>The game</h2>
 <p>R repairs damaged images so that C takes them for real; C tries not to be fooled. On held-out images, as the game goes on:</p>
 <div class="plots">{"".join(picture(fig, alt) for alt, fig in curves.items())}</div>
+{shortcuts_section(r)}
 <h2>Are the features good for anything?</h2>
 {picture(plot_probes(r["probe"], r.get("probe_detail")), "Accuracy of linear probes by layer, for random, rescaled, pretrained and supervised networks; the table has the numbers",
  f"Linear classifiers on the frozen layers, {r['protocol']['labels']:,} labels, mean of {len(r['protocol']['seeds'])} draws, {r['protocol']['test_images']:,} test images. "

@@ -290,3 +290,115 @@ def test_a_run_from_the_disk_is_the_run_from_memory(tmp_path, monkeypatch):
         pretrain(images, recipe, tmp_path/f'run-{free:g}', progress=False)
         weights.append((tmp_path/f'run-{free:g}/weights.safetensors').read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.fixture
+def no_memory(tmp_path, monkeypatch):
+    "With no memory to spare, decoded folders go into files; this is where."
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    monkeypatch.setattr(data, 'free_memory', lambda: 0)
+    return tmp_path/'cache/spot_artifacts'
+
+
+def plain(folder, colour, n=3):
+    "A folder of images of one colour, all with the same time."
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        Image.new('RGB', (16, 16), colour).save(folder/f'{i}.bmp')
+        os.utime(folder/f'{i}.bmp', (1e9, 1e9))
+    return folder
+
+
+def test_two_folders_of_one_name_and_time_do_not_share_a_cache(tmp_path, monkeypatch, no_memory):
+    found = []
+    for place, colour in ('a', 'red'), ('b', 'blue'):
+        plain(tmp_path/place/'photos', colour)
+        monkeypatch.chdir(tmp_path/place)
+        found.append(folder_images('photos', 16).images[:][0, :, 0, 0].tolist())
+    assert found == [[255, 0, 0], [0, 0, 255]]
+
+
+def test_a_changed_file_of_the_same_size_and_time_is_decoded_again(tmp_path, no_memory):
+    folder = plain(tmp_path/'photos', 'red')
+    assert folder_images(folder, 16).images[:][0, :, 0, 0].tolist() == [255, 0, 0]
+    plain(folder, 'blue')
+    assert folder_images(folder, 16).images[:][0, :, 0, 0].tolist() == [0, 0, 255]
+
+
+def test_a_folder_is_the_same_by_any_path(tmp_path, monkeypatch, no_memory, capsys):
+    folder = plain(tmp_path/'photos', 'red')
+    (tmp_path/'link').symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for path in folder, 'photos', 'link', '../' + tmp_path.name + '/photos': folder_images(path, 16)
+    assert len(list(no_memory.glob('*.bytes'))) == 1
+    assert capsys.readouterr().err.count('decoded once into') == 1
+
+
+@pytest.mark.parametrize('damage', ['empty', 'short', 'one bit', 'no note', 'note cut', 'foreign note', 'note of nothing'])
+def test_a_damaged_cache_is_made_again(tmp_path, no_memory, damage):
+    folder = plain(tmp_path/'photos', 'red')
+    wanted = folder_images(folder, 16).fingerprint
+    [file], [note] = no_memory.glob('*.bytes'), no_memory.glob('*.json')
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(dict(empty=b'', short=content[:100]).get(damage, content if damage == 'one bit' else file.read_bytes()))
+    if damage == 'no note': note.unlink()
+    if 'note' in damage and note.exists(): note.write_text({'note cut': note.read_text()[:20], 'foreign note': '[[0, "x"]]'}.get(damage, '{}'))
+    for _ in range(2): assert folder_images(folder, 16).fingerprint == wanted
+    assert sorted(f.suffix for f in no_memory.iterdir()) == ['.bytes', '.json']
+
+
+def test_a_cache_is_private_and_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, no_memory):
+    synced, replace = [], os.replace
+    fsync = os.fsync
+    monkeypatch.setattr(os, 'fsync', lambda fd: synced.append(os.fstat(fd).st_ino) or fsync(fd))
+    def checked(part, file):
+        assert os.stat(part).st_ino in synced and os.stat(part).st_mode & 0o777 == 0o600
+        replace(part, file)
+    monkeypatch.setattr(os, 'replace', checked)
+    before = os.umask(0)
+    try: folder_images(plain(tmp_path/'photos', 'red'), 16)
+    finally: os.umask(before)
+    assert {f.stat().st_mode & 0o777 for f in no_memory.iterdir()} == {0o600} and len(list(no_memory.iterdir())) == 2
+    assert no_memory.stat().st_ino in synced
+
+
+def test_old_caches_make_room_but_not_those_in_use(tmp_path, monkeypatch, no_memory):
+    one = 3*3*16**2/1e9
+    monkeypatch.setattr(data, 'CACHE_GB', 2.5*one)
+    def kept(): return {f.name for f in no_memory.glob('*.bytes')}
+    def load(name):
+        before = kept()
+        images = folder_images(plain(tmp_path/name, 'red'), 16)
+        [file] = (kept() - before) or [None]
+        return images, file
+    (a, file_a), (b, file_b) = load('a'), load('b')
+    for file, when in (file_a, 1), (file_b, 2): os.utime(no_memory/file, (when, when))
+    del b
+    c, file_c = load('c')                                   # a is older than b, but in use
+    assert kept() == {file_a, file_c} and a.images[:].float().mean() == 85
+    os.utime(no_memory/file_c, (3, 3))
+    del a, c
+    folder_images(tmp_path/'a', 16)                         # a is used again: now c is the oldest
+    d, file_d = load('d')
+    assert kept() == {file_a, file_d}
+    assert {f.stem for f in no_memory.glob('*.json')} == {f.rpartition('.')[0] for f in kept()}
+
+
+def test_what_a_killed_run_left_half_decoded_is_removed(tmp_path, no_memory):
+    no_memory.mkdir(parents=True)
+    (no_memory/'folder-0123.bytes.xyz.part').write_bytes(bytes(1000))
+    with open(no_memory/'folder-4567.bytes.xyz.part', 'wb') as f:
+        assert data._lock(f)                                # another run is still decoding
+        folder_images(plain(tmp_path/'photos', 'red'), 16)
+        assert [f.name for f in no_memory.glob('*.part')] == ['folder-4567.bytes.xyz.part']
+
+
+def test_two_processes_decode_one_folder(tmp_path, no_memory):
+    folder = plain(tmp_path/'photos', 'red', 40)
+    code = f'from spot_artifacts import data; data.free_memory = lambda: 0; print(data.folder_images({str(folder)!r}, 16).fingerprint)'
+    running = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [p.communicate() for p in running]
+    assert all(p.returncode == 0 for p in running), said
+    assert said[0][0] == said[1][0] == folder_images(folder, 16).fingerprint + '\n'
+    assert sorted(f.suffix for f in no_memory.iterdir()) == ['.bytes', '.json']

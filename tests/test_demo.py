@@ -23,11 +23,12 @@ def leaves(value):
 
 
 def test_results_are_complete_and_in_range(results):
-    assert all(list(results['probe'][name]) == LAYERS for name in ('random', 'pretrained', 'supervised'))
+    assert all(list(results['probe'][name]) == LAYERS for name in ('random', 'rescaled', 'pretrained', 'supervised'))
+    assert results['supervised']['epochs'] > 0 and 0 <= results['shortcuts']['patches'] <= 100
     percents = [results['probe'], results['mask']['balanced_accuracy'], results['mask']['iou'], results['mask']['chance_iou'], results['classifier']['accuracy']]
     assert all(0 <= n <= 100 for n in leaves(percents)), percents
     assert 5 < results['autoencoder']['psnr'] < 60
-    assert list(results['seconds']) == ['data', 'autoencoder', 'game', 'probe'] and all(s >= 0 for s in results['seconds'].values())
+    assert list(results['seconds']) == ['data', 'autoencoder', 'game', 'probe', 'shortcuts'] and all(s >= 0 for s in results['seconds'].values())
     assert all(math.isfinite(n) for n in leaves(results) if isinstance(n, float))
 
 
@@ -35,7 +36,9 @@ def test_a_probe_is_the_mean_of_its_seeds(results):
     for name, layers in results['probe'].items():
         for layer, mean in layers.items():
             seeds = results['probe_detail'][name][layer]['seeds']
-            assert len(seeds) == len(results['protocol']['seeds']) == 2 and mean == pytest.approx(sum(seeds)/2)
+            networks = results['protocol']['random_networks'] if name in ('random', 'rescaled') else 1
+            assert len(seeds) == networks*len(results['protocol']['seeds']) and mean == pytest.approx(sum(seeds)/len(seeds))
+    assert results['protocol']['random_networks'] == 3 and '3 random networks' in results['protocol']['kind']
 
 
 def test_results_say_where_they_come_from(results, demo_run):
@@ -61,3 +64,11 @@ def test_a_demo_is_never_overwritten(demo_run, tmp_path, monkeypatch, capsys):
         main(['demo', '--out', str(tmp_path/'demo'), '--device', 'cpu'])
         said = capsys.readouterr().out
         assert f'demo{k}/report.html shows' in said and ('is kept as it is' in said) == bool(k) and 'conv5' in said
+
+
+def test_shortcuts_stand_beside_c(results, demo_run):
+    s, page = results['shortcuts'], (demo_run/'report.html').read_text()
+    assert list(s['statistics']) == ['laplacian', 'variation', 'saturation', 'clipped', 'together']
+    assert all(0 <= v <= 100 for v in [*s['statistics'].values(), s['patches'], s['discriminator']]) and s['chance'] == 50
+    assert (s['images'], s['learned_from'], s['window'], s['seed']) == (100, 300, 6, results['recipe']['seed'])
+    assert 'How far do shortcuts get?' in page and page.count(f'<td>{s["patches"]:.1f}</td>') >= 1

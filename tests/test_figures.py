@@ -10,7 +10,7 @@ from PIL import Image
 
 from spot_artifacts import figures
 from spot_artifacts.data import embedded, to_float
-from spot_artifacts.game import rounds, write_game
+from spot_artifacts.game import guess_score, rounds, write_game
 from spot_artifacts.training import load_weights
 
 matplotlib.use('Agg')
@@ -89,7 +89,11 @@ def test_a_game_is_played_to_its_end(players, held_out, browser, tmp_path, width
     assert (page.inner_text('#you'), page.inner_text('#c')) == ('17 of 20', f'{c_right} of 20')
     assert 'You: 17 of 20' in page.inner_text('#live') and page.evaluate('document.activeElement.id') == 'over'
     assert page.eval_on_selector_all('#cards li h3', 'all => all.map(h => h.textContent)') == [f'{k + 1}: {"corrupt" if t else "real"}' for k, t in enumerate(truth)]
-    assert page.eval_on_selector_all('#cards canvas', 'all => all.every(c => c.getAttribute("aria-label"))')
+    kinds = page.eval_on_selector_all('#cards li', 'all => all.map(li => [...li.querySelectorAll("figcaption")].map(c => c.textContent.split(":")[0]))')
+    assert kinds == [['shown'] + ['undamaged', 'dropped', 'C says dropped']*t for t in truth]
+    labels = page.eval_on_selector_all('#cards canvas', 'all => all.map(c => c.getAttribute("aria-label"))')
+    assert len(labels) == 2*sum(truth) and all('% of image' in label for label in labels)
+    assert f'right about {guess_score(rounds(players, held_out.images[:20])):.0f} % of the entries' in page.inner_text('#result')
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
     page.click('#again')
     assert page.is_visible('#play') and page.inner_text('#count') == 'Image 1 of 20'

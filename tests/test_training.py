@@ -21,14 +21,15 @@ def data(): return embedded(72, 32, seed=3, cache=False)
 
 def learner(data, recipe, steps=4, cbs=()):
     torch.manual_seed(0)
-    dls, rounds = loaders(*hold_out(data), recipe, steps*recipe.batch/(len(data) - 4), recipe.batch)
-    return game_learner(dls, build(recipe), recipe, rounds*len(dls.train), cbs), rounds
+    dls, rounds, total = loaders(*hold_out(data), recipe, steps*recipe.batch/(len(data) - 4), recipe.batch)
+    return game_learner(dls, build(recipe), recipe, total, cbs), rounds
 
 
 VARIANTS = dict(paper=dict(objective='minimax', kept_weight=0., balance=None, drop_rate=.7, lrn=True), local=dict(repair='local'), none=dict(repair='none'), ungated=dict(gated=False),
     real=dict(real='image'), noise=dict(fill='noise'), padding=dict(mean_counts_padding=True), overlap=dict(kernel=3), no_mask=dict(mask_weight=0.),
     no_history=dict(history=0.), softmax=dict(class_outputs=2, bn_fc=True), shares=dict(repair_shares=True, mask_on_real=True, mask_mean=True),
-    turns=dict(update='alternating'), average=dict(ema=.9), blocks=dict(repair_blocks=2), plain=dict(repair_bn=False, tanh=True, slope=.2),
+    turns=dict(update='alternating'), average=dict(ema=.9), blocks=dict(repair_blocks=2), plain=dict(repair_preact=False, tanh=False, slope=.2),
+    flipped=dict(objective='flipped'), dropout=dict(dropout=.5), bytes=dict(bytes_in=True, lrn=True, lrn_after_pool=True), legacy=dict(conventions='tensorflow', l2=1e-4), clip=dict(clip=1.),
     bf16=dict(bf16=True), tall=dict(layers=3), gan=dict(fakes='gan'))
 
 
@@ -105,11 +106,42 @@ def test_balance_slows_the_winner():
 
 def test_average_lags_behind(data):
     learn, rounds = learner(data, tiny(ema=.9))
-    start = [p.detach().clone() for p in learn.model.discriminator.parameters()]
+    start = [p.detach().clone() for p in learn.weight_average.weights]
     fit(learn, rounds, progress=False)
-    average = list(learn.weight_average.average.module.parameters())
-    for a, m, b in zip(start, average, learn.model.discriminator.parameters()):
-        assert (m - a).norm() <= (b - a).norm() + 1e-6
+    assert len(learn.weight_average.average) == len(list(learn.model.discriminator.parameters())) + len(list(learn.model.painter.parameters()))
+    a, m, b = (torch.cat([t.flatten() for t in ts]) for ts in (start, learn.weight_average.average, learn.weight_average.weights))
+    assert 0 < (m - a).norm() < (b - a).norm()
+
+
+@pytest.mark.parametrize('steps, images, batch', [(9, 72, 16), (7, 72, 16), (1, 72, 16), (20, 12, 64)])
+def test_a_run_has_exactly_the_steps_that_were_asked_for(steps, images, batch, data, tmp_path):
+    "With fewer images than a batch, a step takes them all: 20 epochs are 20 steps."
+    n = images - 4 if images > 12 else images - 2
+    recipe = tiny(auto_epochs=0., epochs=steps*min(batch, n)/n, batch=batch)
+    _, logs, _ = pretrain(data[:images], recipe, tmp_path/'run', progress=False)
+    assert logs['game'][-1]['step'] == steps
+
+
+def test_pretrain_copies_the_images_once(data):
+    "The part to learn from is a copy, made once; nothing else holds the pixels."
+    from unittest import mock
+    from spot_artifacts import training
+    seen = []
+    with mock.patch.object(training, 'hold_out', side_effect=lambda *a, **k: seen.append(1) or hold_out(*a, **k)):
+        import tempfile
+        with tempfile.TemporaryDirectory() as tmp: pretrain(data, tiny(), tmp + '/run', progress=False)
+    assert len(seen) == 1
+
+
+def test_stop_at_nan_needs_no_log(data):
+    from spot_artifacts.data import Diverged
+    from spot_artifacts.training import StopAtNaN
+    class Spoil(Callback):
+        run_before = StopAtNaN
+        def after_loss(self):
+            if self.training and self.epoch == 2: self.learn.loss_grad = self.learn.loss = self.loss*float('nan')
+    learn, rounds = learner(data, tiny(balance=None), cbs=[Spoil(), StopAtNaN()])
+    with pytest.raises(Diverged, match='training: the loss is not finite at step 3'): fit(learn, rounds, progress=False)
 
 
 def test_frozen_player_gets_no_gradient_through_a_whole_epoch(data):
