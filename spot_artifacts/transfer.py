@@ -301,10 +301,11 @@ class UntilPlateau(Callback):
     "Until the validation loss stops falling: back to the best weights with a tenth of the rate, the second time for good."
     def __init__(self,
                  lr,             # learning rate, reached after a rise of `warmup` steps
-                 patience=5,     # rounds without a smaller loss
+                 patience=5,     # rounds without a loss that is smaller by a share of `least`
+                 least=.002,     # less than that is noise
                  warmup=50):     # steps
         store_attr()
-    def before_fit(self): self.step, self.factor, self.since, self.losses, self.accuracies, self.plateau = 0, 1., 0, [], [], False
+    def before_fit(self): self.step, self.factor, self.since, self.losses, self.plateau, self.best = 0, 1., 0, [], False, dict(loss=np.inf)
     def before_batch(self):
         if not self.training: return
         self.step += 1
@@ -316,8 +317,8 @@ class UntilPlateau(Callback):
         loss, right = (sum(self.sums)/len(self.dls.valid.data)).tolist()
         if not np.isfinite(loss): raise Diverged('the validation loss is not finite. Take a smaller learning rate.')
         self.losses.append(loss)
-        self.accuracies.append(100*right)
-        if loss == min(self.losses): self.since, self.best, self.weights = 0, self.step, deepcopy(self.model.state_dict())
+        if loss < (1 - self.least)*self.best['loss']:
+            self.since, self.best, self.weights = 0, dict(loss=loss, accuracy=100*right, step=self.step), deepcopy(self.model.state_dict())
         else: self.since += 1
         if self.since < self.patience: return
         self.plateau = self.factor < 1
@@ -352,9 +353,9 @@ def train_on_labels(
     else: callback = schedule([lr], total)
     fit(Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=[callback, *both_phases(recipe, total)]), rounds, progress)
     if epochs is not None: return model.module.eval(), dict(epochs=epochs)
-    passes = lambda step: round(step*recipe.batch/len(learned), 1)
-    return model.module.eval(), dict(epochs=passes(callback.step), best_epoch=passes(callback.best), plateau=callback.plateau,
-        validation_images=len(held), validation_loss=min(callback.losses), validation_accuracy=callback.accuracies[int(np.argmin(callback.losses))])
+    passes, best = lambda step: round(step*recipe.batch/len(learned), 1), callback.best
+    return model.module.eval(), dict(epochs=passes(callback.step), best_epoch=passes(best['step']), plateau=callback.plateau,
+                                     validation_images=len(held), validation_loss=best['loss'], validation_accuracy=best['accuracy'])
 
 def words_of(
     took        # what `train_on_labels` returned beside the model
