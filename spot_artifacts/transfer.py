@@ -636,7 +636,7 @@ def classify(
     head='fc',       # 'fc': AlexNet's fully-connected layers (Table 1); 'linear': one layer (Table 2)
     finetune=False,  # train the convolutions too?
     bn='fold',       # what becomes of conv5's batch norm, see `transfer_body`
-    lr=None,         # Adam's first learning rate; None: 1e-3 for a head alone, 3e-4 with the convolutions
+    lr=None,         # Adam's first learning rate; None: 1e-3 for one linear layer alone, 3e-4 for more
     seed=0,          # of the head, the order and the crops
     device='cpu',    # where it runs
     progress=False,  # show a progress bar
@@ -644,7 +644,7 @@ def classify(
 )->dict:             # `accuracy` on `test` in percent, `protocol` in words, and what it took: `epochs`, `plateau`, ...
     "Transfer to a classification task by a head on conv5 (Tables 1 and 2)."
     check_labels(train, test)
-    start, lr, recipe = perf_counter(), lr or (3e-4 if finetune else 1e-3), replace(recipe, seed=seed)
+    start, lr, recipe = perf_counter(), lr or (1e-3 if head == 'linear' and not finetune else 3e-4), replace(recipe, seed=seed)
     torch.manual_seed(seed)
     model = transfer_model(discriminator, len(train.classes), head, bn)
     if recipe.conventions == 'tensorflow': small_weights(model[1])
