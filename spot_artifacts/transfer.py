@@ -220,7 +220,7 @@ def calibrate(
 # %% ../nbs/07_transfer.ipynb #94343cf3
 @torch.no_grad()
 def channel_moments(
-    net,        # any module with `features`, in eval mode
+    net,        # a Discriminator or its body, in eval mode
     module,     # one of its convolutions
     images,     # (N, 3, S, S) uint8
     bs=250      # images per batch
@@ -231,7 +231,10 @@ def channel_moments(
         var, mean = torch.var_mean(out.float(), (0, 2, 3), correction=0)
         sums.append(len(out)*torch.stack([mean, var + mean**2]).double())
     hook = module.register_forward_hook(add)
-    for batch in images.split(bs): net.features(to_float(batch.to(device_of(net))).contiguous(memory_format=torch.channels_last))
+    for batch in images.split(bs):
+        h, before = to_float(batch.to(device_of(net))).contiguous(memory_format=torch.channels_last), len(sums)
+        for name in LAYERS:
+            if len(sums) == before: h = getattr(net, name)(h)
     hook.remove()
     mean, square = sum(sums)/len(images)
     return mean.float(), (square - mean**2).clamp(min=0).float()
@@ -298,10 +301,11 @@ class UntilPlateau(Callback):
     "Until the validation loss stops falling: back to the best weights with a tenth of the rate, the second time for good."
     def __init__(self,
                  lr,             # learning rate, reached after a rise of `warmup` steps
-                 patience=5,     # rounds without a smaller loss
+                 patience=5,     # rounds without a loss that is smaller by a share of `least`
+                 least=.002,     # less than that is noise
                  warmup=50):     # steps
         store_attr()
-    def before_fit(self): self.step, self.factor, self.since, self.losses, self.accuracies, self.plateau = 0, 1., 0, [], [], False
+    def before_fit(self): self.step, self.factor, self.since, self.losses, self.plateau, self.best = 0, 1., 0, [], False, dict(loss=np.inf)
     def before_batch(self):
         if not self.training: return
         self.step += 1
@@ -313,8 +317,8 @@ class UntilPlateau(Callback):
         loss, right = (sum(self.sums)/len(self.dls.valid.data)).tolist()
         if not np.isfinite(loss): raise Diverged('the validation loss is not finite. Take a smaller learning rate.')
         self.losses.append(loss)
-        self.accuracies.append(100*right)
-        if loss == min(self.losses): self.since, self.best, self.weights = 0, self.step, deepcopy(self.model.state_dict())
+        if loss < (1 - self.least)*self.best['loss']:
+            self.since, self.best, self.weights = 0, dict(loss=loss, accuracy=100*right, step=self.step), deepcopy(self.model.state_dict())
         else: self.since += 1
         if self.since < self.patience: return
         self.plateau = self.factor < 1
@@ -349,9 +353,9 @@ def train_on_labels(
     else: callback = schedule([lr], total)
     fit(Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=[callback, *both_phases(recipe, total)]), rounds, progress)
     if epochs is not None: return model.module.eval(), dict(epochs=epochs)
-    passes = lambda step: round(step*recipe.batch/len(learned), 1)
-    return model.module.eval(), dict(epochs=passes(callback.step), best_epoch=passes(callback.best), plateau=callback.plateau,
-        validation_images=len(held), validation_loss=min(callback.losses), validation_accuracy=callback.accuracies[int(np.argmin(callback.losses))])
+    passes, best = lambda step: round(step*recipe.batch/len(learned), 1), callback.best
+    return model.module.eval(), dict(epochs=passes(callback.step), best_epoch=passes(best['step']), plateau=callback.plateau,
+                                     validation_images=len(held), validation_loss=best['loss'], validation_accuracy=best['accuracy'])
 
 def words_of(
     took        # what `train_on_labels` returned beside the model
@@ -632,7 +636,7 @@ def classify(
     head='fc',       # 'fc': AlexNet's fully-connected layers (Table 1); 'linear': one layer (Table 2)
     finetune=False,  # train the convolutions too?
     bn='fold',       # what becomes of conv5's batch norm, see `transfer_body`
-    lr=None,         # Adam's first learning rate; None: 1e-3 for a head alone, 3e-4 with the convolutions
+    lr=None,         # Adam's first learning rate; None: 1e-3 for one linear layer alone, 3e-4 for more
     seed=0,          # of the head, the order and the crops
     device='cpu',    # where it runs
     progress=False,  # show a progress bar
@@ -640,7 +644,7 @@ def classify(
 )->dict:             # `accuracy` on `test` in percent, `protocol` in words, and what it took: `epochs`, `plateau`, ...
     "Transfer to a classification task by a head on conv5 (Tables 1 and 2)."
     check_labels(train, test)
-    start, lr, recipe = perf_counter(), lr or (3e-4 if finetune else 1e-3), replace(recipe, seed=seed)
+    start, lr, recipe = perf_counter(), lr or (1e-3 if head == 'linear' and not finetune else 3e-4), replace(recipe, seed=seed)
     torch.manual_seed(seed)
     model = transfer_model(discriminator, len(train.classes), head, bn)
     if recipe.conventions == 'tensorflow': small_weights(model[1])

@@ -1,14 +1,19 @@
 "Transfer: what takes longer, or needs more, than the tutorial of notebook 07 should."
-import json, sys
+import json, sys, types
+from copy import deepcopy
+from functools import partial
 
 import numpy as np, pytest, torch
 from torch import nn
 
-from spot_artifacts.data import ImageSet, SpotError, embedded, spot_dls
+from spot_artifacts import transfer
+from spot_artifacts.cli import PROTOCOLS, main, measured, parser
+from spot_artifacts.data import DiskImages, Diverged, ImageSet, SpotError, embedded, spot_dls
 from spot_artifacts.discriminator import LAYERS
 from spot_artifacts.training import Recipe, build, pretrain
-from spot_artifacts.transfer import (KNNMonitor, RawPixels, TorchProbe, classify, compare, export_onnx, few_labels, fit_probe, knn, knn_probe, measure_all,
-                                     per_class, probe, probe_sgd, stl10_table, train_on_labels, transfer_body, transfer_groups, transfer_model, transfer_report)
+from spot_artifacts.transfer import (KNNMonitor, RawPixels, TorchProbe, calibrate, classify, compare, export_onnx, few_labels, fit_probe, knn, knn_probe,
+                                     measure_all, per_class, probe, probe_sgd, rescale, stl10_table, supervised, train_on_labels, transfer_body, transfer_groups,
+                                     transfer_model, transfer_report)
 from fastai.callback.core import Callback
 import fastai.callback.schedule
 from fastai.learner import Learner
@@ -40,6 +45,63 @@ def test_folded_body_computes_the_same_and_nothing_adapts(net):
     alone = body.train()(x[:1])
     torch.testing.assert_close(body(x)[:1], alone, rtol=1e-4, atol=1e-4)
     assert unmoved(net, before) and not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
+
+
+def test_controls_take_disk_images_and_leave_weights_alone(net, sets):
+    rows = torch.arange(len(sets[0]))
+    disk = DiskImages(sets[0].images.numpy(), rows)
+    for make in calibrate, rescale:
+        a, b = make(deepcopy(net), sets[0].images), make(deepcopy(net), disk)
+        assert all(p.equal(q) for p, q in zip(a.state_dict().values(), b.state_dict().values()))
+    before = state(net)
+    rescale(net, disk, keep=True)
+    assert unmoved(net, before)
+    other = calibrate(deepcopy(net), sets[0].images, n=50)
+    assert all(p.equal(q) for p, q in zip(net.parameters(), other.parameters())) and not unmoved(other, before)
+
+
+def test_rescaling_keeps_what_a_body_computes(net, sets):
+    x = torch.randn(8, 3, 32, 32)
+    for bn in 'fold', 'drop', 'keep':
+        body = transfer_body(net, bn)
+        with torch.no_grad(): before, after = body(x), rescale(body, sets[0].images, n=100, keep=True)(x)
+        torch.testing.assert_close(after/after.norm(), before/before.norm(), rtol=1e-3, atol=1e-5)
+        if bn == 'keep': torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+
+
+def test_a_filter_that_never_varies_stays_finite(net, sets):
+    with torch.no_grad(): next(m for m in net.conv2.modules() if isinstance(m, nn.Conv2d)).weight[0] = 0
+    for keep in False, True: assert all(p.isfinite().all() for p in rescale(net, sets[0].images, n=50, keep=keep).parameters())
+
+
+def test_no_probe_of_features_that_are_not_finite(net, sets):
+    with torch.no_grad(): next(net.conv4.parameters())[0] = torch.inf
+    for measure in (lambda: probe(net, *sets, labels=50, values=100), lambda: knn_probe(net, *sets), lambda: probe_sgd(net, *sets, SMALL, epochs=1, values=100)):
+        with pytest.raises(SpotError, match='^conv4: its features are not finite'): measure()
+
+
+def test_batch_norm_that_is_kept_adapts_while_a_head_is_trained(net, sets):
+    model = transfer_model(net, 10, bn='keep')
+    model[0].requires_grad_(False)
+    first = state(model[0])
+    train_on_labels(model, sets[0], SMALL, 1, 1e-3, progress=False)
+    moved = {k for k, v in model[0].state_dict().items() if not v.equal(first[k])}
+    assert moved == {k for k in first if 'running' in k or 'num_batches' in k}
+    assert 'kept' in classify(net, *sets, SMALL, epochs=1, bn='keep')['protocol']
+
+
+def test_to_a_plateau_or_as_long_as_told(net, sets):
+    r = classify(net, *sets, SMALL, head='linear', most=200)
+    assert r['plateau'] and 0 < r['best_epoch'] < r['epochs'] < 200 and r['validation_images'] == 40 and 'stops falling' in r['protocol'] and json.dumps(r)
+    assert classify(net, *sets, SMALL, head='linear', most=200)['accuracy'] == r['accuracy']
+    told = classify(net, *sets, SMALL, epochs=2, head='linear')
+    assert told['epochs'] == 2 and 'plateau' not in told and 'linearly to 1 %' in told['protocol']
+    C, took = supervised(SMALL, sets[0], progress=False, most=2)
+    assert not took['plateau'] and took['epochs'] == pytest.approx(2, abs=.5) and not C.training
+
+
+def test_a_loss_that_is_not_finite_is_told(net, sets):
+    with pytest.raises(Diverged, match='validation loss is not finite'): supervised(SMALL, sets[0], lr=1e30, progress=False, most=30)
 
 
 def test_frozen_convolutions_stay_and_fine_tuned_ones_move(net, sets):
@@ -156,23 +218,61 @@ def test_all_ten_folds(net, tiny_stl10, finetune):
     assert r['train_images'] == 20 and r['test_images'] == 30 and 'ten folds' in r['protocol'] and json.dumps(r)
 
 
+def test_stl10_command_measures_controls_too(demo_run, tiny_stl10, capsys):
+    out = tiny_stl10/'stl10.json'
+    main(['stl10', *f'--weights {demo_run} --root {tiny_stl10} --epochs 1 --random 2 --device cpu --out {out}'.split()])
+    found = json.loads(out.read_text())['stl10']
+    assert list(found) == [f'{name}, {way}' for name in ('random', 'rescaled', 'pretrained') for way in ('frozen', 'fine-tuned')]
+    for name, r in found.items():
+        networks = 1 if 'pretrained' in name else 2
+        assert len(r['epochs']) == len(r['accuracies']) == networks and all(len(a) == 10 for a in r['accuracies'])
+        assert r['mean'] == pytest.approx(np.mean(r['accuracies']))
+    said = capsys.readouterr().out
+    assert all(name in said for name in found) and 'ten folds of STL-10 and 2 networks' in said
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_what_is_written_is_what_was_done(net, sets, protocol):
+    options = f'probe --weights x --images y --protocol {protocol} --labels 50 --values 100 --seeds 2 --seed 3 --random 1 --epochs 1 --device cpu'
+    calls, players = [], types.SimpleNamespace(discriminator=net, recipe=SMALL)
+    def draws(name):
+        real = getattr(transfer, name)
+        def spy(*args, **kw):
+            if args[0] is net: calls.append((name, args, kw))
+            return real(*args, **kw)
+        return spy
+    with pytest.MonkeyPatch.context() as patch:
+        for name in 'classify', 'knn_probe', 'probe_sgd': patch.setattr(transfer, name, draws(name))
+        patch.setattr(transfer, 'few_labels', partial(few_labels, steps=3))
+        patch.setattr(transfer, 'supervised', lambda recipe, data, **kw: (net, dict(epochs=1)))
+        found, done = measured(players, *sets, parser().parse_args(options.split()))
+    assert done['seeds'] == [3, 4] and done['random_networks'] == 1 and json.dumps([found, done])
+    for layer in found['pretrained'].values(): assert len(layer['seeds']) == 2, 'every protocol uses all draws'
+    if protocol in ('sgd', 'knn', 'fc', 'conv5', 'finetune'):
+        assert {len(args[1]) for _, args, _ in calls} == {50} and len({args[1].fingerprint for _, args, _ in calls}) == 2
+    assert ('labels' in done) is (protocol != 'few') and ('epochs' in done) is (protocol in ('sgd', 'fc', 'conv5', 'finetune'))
+    assert ('values' in done) is (protocol in ('linear', 'sgd', 'knn', 'few'))
+
+
 def test_stl10_that_is_not_there(net, tmp_path):
     with pytest.raises(SpotError, match='is missing'): stl10_table(net, tmp_path, SMALL)
 
 
 def test_few_labels(net, sets):
     r = few_labels(net, SMALL, *sets, numbers=(1, 5), seeds=(0, 1), values=300, steps=10)
-    assert set(r['networks']) == {'pretrained', 'random', 'scratch'} and r['numbers'] == [1, 5] and json.dumps(r)
-    for d in r['networks'].values(): assert len(d['mean']) == len(d['sd']) == 2 and all(len(s) == 2 for s in d['seeds'])
+    assert list(r['networks']) == ['pretrained', 'random', 'rescaled', 'scratch'] and r['numbers'] == [1, 5] and json.dumps(r)
+    for name, d in r['networks'].items():
+        assert len(d['mean']) == len(d['sd']) == 2 and all(len(s) == (6 if name in ('random', 'rescaled') else 2) for s in d['seeds'])
     assert torch.bincount(per_class(sets[0], 4).labels).tolist() == [4]*10
     with pytest.raises(SpotError, match='a class has 20 images, and 21 are wanted'): per_class(sets[0], 21)
 
 
 def test_comparison_has_every_baseline(net, sets):
-    r = compare(net, SMALL, *sets, labels=100, seeds=(0, 1), random_seeds=(0, 1), epochs=1, values=200, progress=False)
+    r = compare(net, SMALL, *sets, labels=100, seeds=(0, 1), random_seeds=(0, 1), values=200, progress=False, most=2)
     nets = r['networks']
-    assert list(nets) == ['pixels', 'random', 'pretrained', 'supervised'] and set(nets['pixels']) == {'pixels'} and json.dumps(r)
-    assert [len(nets[n]['conv3' if n != 'pixels' else 'pixels']['seeds']) for n in nets] == [2, 4, 2, 2]
+    assert list(nets) == ['pixels', 'random', 'rescaled', 'pretrained', 'supervised'] and set(nets['pixels']) == {'pixels'} and json.dumps(r)
+    assert [len(nets[n]['conv3' if n != 'pixels' else 'pixels']['seeds']) for n in nets] == [2, 4, 4, 2, 2]
+    assert r['random_networks'] == 2 and '2 random networks' in r['protocol'] and r['supervised']['epochs'] > 0
     alone = probe(net, *sets, labels=100, seeds=(0, 1), values=200)
     assert nets['pretrained']['conv5']['seeds'] == alone['conv5']['seeds']
     one = measure_all(dict(pretrained=[net]), lambda n: knn_probe(n, *sets))
@@ -180,8 +280,8 @@ def test_comparison_has_every_baseline(net, sets):
 
 
 def test_report_is_whole(net, sets):
-    r = transfer_report(net, SMALL, *sets, labels=60, epochs=1, numbers=(1, 2), steps=2, progress=False)
-    assert set(r['head']['networks']) == {'random', 'pretrained', 'supervised'} and set(r['knn']['networks']) == set(r['probe']['networks'])
+    r = transfer_report(net, SMALL, *sets, labels=60, numbers=(1, 2), steps=2, progress=False, most=2)
+    assert set(r['head']['networks']) == {'random', 'rescaled', 'pretrained', 'supervised'} and len(r['head']['epochs']) == 16 and set(r['knn']['networks']) == set(r['probe']['networks'])
     assert r['head']['networks']['random']['frozen']['sd'] is not None and all(r[k]['protocol'] for k in ('probe', 'knn', 'head', 'few_labels')) and json.dumps(r)
 
 
