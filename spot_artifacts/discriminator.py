@@ -129,7 +129,12 @@ class Discriminator(nn.Module):
                 h,            # what `trunk` gives for a batch
                 units=None):  # dropout's factors for the hidden units of the class head (N, hidden); None: no dropout
         "Logit of being real (N,) and logits of every entry being kept (N, 1, M, M)."
-        h = self.conv5[1:](h)
+        return self.heads(self.conv5[1:](h), units)
+
+    def heads(self,
+              h,              # conv5's output
+              units=None):    # as for `verdict`
+        "The same from conv5."
         y = self.class_head[:-1](h)
         y = self.class_head.fc2(y if units is None else y*units.to(y.dtype))
         return y[:, -1] if y.shape[1] == 1 else y[:, 1] - y[:, 0], self.mask_head(h)
@@ -139,8 +144,8 @@ class Discriminator(nn.Module):
                 known=None,   # what `trunk` gave for n other images of the batch, which come first
                 units=None):  # dropout's factors for the hidden units of the class head (n + N, hidden); None: no dropout
         "Logit of being real (n + N,) and logits of every entry being kept (n + N, 1, M, M)."
-        h = self.trunk(x)
-        return self.verdict(h if known is None else torch.cat([known, h]), units)
+        if known is None: return self.heads(self.features(x)[-1], units)
+        return self.verdict(torch.cat([known, self.trunk(x)]), units)
 
     def transfer_body(self):
         "conv1 to conv5 as one `nn.Sequential` that takes images of any size; the layers themselves, not copies."
