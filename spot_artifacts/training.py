@@ -813,22 +813,22 @@ def loaders(
     batch,          # images per step
     device='cpu'    # where the images lie
 ):                  # DataLoaders, the number of rounds to fit, and the number of steps
-    "The loaders of one phase of `epochs` passes over `train`, cut into rounds that fastai calls epochs: one a pass, but about 8 at least."
+    "The loaders of one phase of `epochs` passes over `train`, cut into rounds that fastai calls epochs: one a pass, but 8 at least."
     r, batch = recipe, min(batch, len(train))
     steps = max(1, round(epochs*len(train)/batch))
-    per_round = math.ceil(steps/max(8, round(epochs)))
+    rounds = min(steps, max(8, round(epochs)))
     augment = (ReleasedAugment if r.conventions == 'tensorflow' else Augment)(r.size, r.area, r.aspect, r.flip, r.brightness, r.saturation)
     dl = TensorDL if world() == 1 else SharedDL
-    dls = DataLoaders(dl(train, batch, augment, shuffle=True, steps=per_round, seed=r.seed, device=device), TensorDL(valid, batch, device=device))
-    return dls, math.ceil(steps/per_round), steps
+    dls = DataLoaders(dl(train, batch, augment, shuffle=True, steps=math.ceil(steps/rounds), seed=r.seed, device=device), TensorDL(valid, batch, device=device))
+    return dls, rounds, steps
 
 class EndAt(Stateful):
-    "Gives the last round no more batches than are left of `total` steps."
+    "Shares `total` steps among the rounds as evenly as can be, so that they end with exactly the last."
     keeps = ('left',)
     def __init__(self, total): self.left = total
     def before_train(self):
         self.learn.dl = copy(self.dl)                       # it shares images and random numbers
-        self.dl.steps = min(self.dl.steps, self.left)
+        self.dl.steps = min(self.dl.steps, math.ceil(self.left/(self.n_epoch - self.epoch)))
         self.left -= self.dl.steps
 
 class LegacyAdam(torch.optim.Adam):
