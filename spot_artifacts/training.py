@@ -684,7 +684,7 @@ class LazyLoss(AvgSmoothLoss):
     "fastai's running mean of the loss, left on the device."
     def accumulate(self, learn):
         self.count += 1
-        self.val = torch.lerp(learn.loss.detach(), self.val.to(learn.loss.device), self.beta)
+        self.val = torch.lerp(learn.loss.detach(), self.val.to(learn.loss), self.beta)
 
 class LossStays(Callback):
     "The loss is not fetched at each step."
