@@ -75,7 +75,7 @@ def test_two_processes_are_one_of_twice_the_batch(alone, tmp_path):
     assert together(2, tmp_path/'two', precise=True) == [0, 0]
     assert distance(alone, tmp_path/'two') < 1e-8
     assert {f.name for f in alone.iterdir()} == {f.name for f in (tmp_path/'two').iterdir()}
-    assert rows(alone) == [pytest.approx(row, rel=1e-5) for row in rows(tmp_path/'two')] and rows(alone)[-1]['step'] == 24
+    assert rows(alone) == [pytest.approx(row, rel=1e-5) for row in rows(tmp_path/'two')] and rows(alone)[-1]['step'] == 20
 
 
 def test_every_kind_of_game_is_shared(tmp_path):
