@@ -13,7 +13,7 @@ help:
 	@echo "make test     check library, notebooks and README against each other, run every notebook, then pytest"
 	@echo "make soak     an hour and a half: runs killed and resumed, a million files, memory over an hour; writes nbs/results/soak/"
 	@echo "make export   write spot_artifacts/*.py from the notebooks and clean the notebooks"
-	@echo "make refresh  export, run the notebooks again, save their outputs and README.md  (NB='03_damage index': only these)"
+	@echo "make refresh  export, run the notebooks again, save their outputs and README.md  (NB='12_damage index': only these)"
 	@echo "make readme   write README.md from nbs/index.ipynb"
 	@echo "make docs     build the site from the notebooks and their saved outputs: _docs/index.html"
 	@echo "make clean    delete caches, builds and the check's $(VENV)-newest; $(VENV) and runs/ stay"

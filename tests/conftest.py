@@ -37,8 +37,8 @@ def browser():
 def demo_run(tmp_path_factory):
     "The folder of a finished demo run in miniature: `report.html` and `results.json`."
     from spot_artifacts.cli import demo
-    from spot_artifacts.training import Recipe
+    from spot_artifacts.recipe import Recipe
     out = tmp_path_factory.mktemp('runs')/'demo'
-    recipe = Recipe.demo(size=32, width=.1, ae_width=.1, auto_epochs=2., epochs=2.)
+    recipe = Recipe.demo(size=32, width=.1, ae_width=.1, ae_epochs=2., epochs=2.)
     demo(out, recipe=recipe, plan=dict(images=300, tests=100, labels=200, seeds=(0, 1), random_seeds=(0, 1, 2), most=5))
     return out

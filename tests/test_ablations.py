@@ -8,7 +8,8 @@ from PIL import Image
 from spot_artifacts import ablations, data
 from spot_artifacts.ablations import CONTROLS, PROTOCOL, ROWS, load_results, table_rows, to_csv, to_markdown
 from spot_artifacts.cli import main
-from spot_artifacts.training import Checkpoint, Recipe
+from spot_artifacts.recipe import Recipe
+from spot_artifacts.runs import Checkpoint
 
 SMALL = ['--size', '32', '--width', '.1', '--budget', '4', '--labels', '40', '--epochs', '1', '--device', 'cpu']
 
@@ -40,7 +41,7 @@ def finished(photos, tmp_path_factory):
     "All rows and controls, one seed, four steps each."
     out = tmp_path_factory.mktemp('runs')/'ablations'
     recipe = out.parent/'recipe.json'
-    Recipe.small(32, ae_width=.1, bf16=False, batch=16, auto_epochs=1.).save(recipe)
+    Recipe.small(32, ae_width=.1, bf16=False, batch=16, ae_epochs=1.).save(recipe)
     command = ['ablate', '--data', photos, '--recipe', recipe, '--out', out, *SMALL]
     main([str(word) for word in command])
     return out, command
@@ -131,7 +132,7 @@ def changed(command, **options):
 
 
 def other_recipe(tmp_path, **changes):
-    Recipe.small(32, ae_width=.1, bf16=False, batch=16, **{'auto_epochs': 1., **changes}).save(tmp_path/'other.json')
+    Recipe.small(32, ae_width=.1, bf16=False, batch=16, **{'ae_epochs': 1., **changes}).save(tmp_path/'other.json')
     return tmp_path/'other.json'
 
 
@@ -140,13 +141,13 @@ def test_a_shared_autoencoder_of_another_kind_is_refused(copy, photos, tmp_path,
     out, command = copy
     for f in out.glob('*-*.json'): f.unlink()
     for row in ROWS: shutil.rmtree(out/f'{row}-0')
-    if part == 'recipe': command = changed(command, recipe=other_recipe(tmp_path, auto_epochs=2.))
+    if part == 'recipe': command = changed(command, recipe=other_recipe(tmp_path, ae_epochs=2.))
     if part == 'images':
         shutil.copytree(photos, tmp_path/'photos')
         (tmp_path/'photos/train/red/0.png').unlink()
         command = changed(command, data=tmp_path/'photos')
     if part == 'damaged': (out/'autoencoder-2x2-0/run.json').write_text('{')
-    says = dict(recipe='autoencoder-2x2-0: made with another recipe: auto_epochs (1.0, now 2.0)', images='autoencoder-2x2-0: made with other training images',
+    says = dict(recipe='autoencoder-2x2-0: made with another recipe: ae_epochs (1.0, now 2.0)', images='autoencoder-2x2-0: made with other training images',
                 damaged='autoencoder-2x2-0: damaged')[part]
     err = refused(changed(command, rows='baseline'), capsys)
     assert says in err and 'Choose another --out, or delete' in err and not (out/'baseline-0.json').exists()
@@ -205,7 +206,7 @@ def test_a_later_seed_is_added(copy, capsys):
 
 def test_a_later_seed_sees_the_same_images_where_none_are_for_testing(photos, tmp_path, capsys):
     recipe = tmp_path/'recipe.json'
-    Recipe.small(32, ae_width=.1, bf16=False, batch=16, auto_epochs=1.).save(recipe)
+    Recipe.small(32, ae_width=.1, bf16=False, batch=16, ae_epochs=1.).save(recipe)
     command = ['ablate', '--data', str(photos/'train'), '--recipe', str(recipe), '--out', str(tmp_path/'out'), '--rows', 'random', *SMALL]
     for seed in 0, 1: main([*command, '--seed', str(seed)])
     assert [r['seed'] for r in load_results(tmp_path/'out')] == [0, 1, 2, 3]
@@ -269,7 +270,7 @@ def test_random_networks_are_three_and_calibrated(finished):
     assert len({r['accuracy'] for r in results}) > 1
     rows = {r['row']: r for r in table_rows(results)}
     assert all(rows[name]['seeds'] == 3 and rows[name]['sd'] is not None for name in ('random', 'rescaled'))
-    base, images = Recipe.small(32, width=.1, ae_width=.1), data.embedded(40, 32, cache=False)
+    base, images = Recipe.small(32, width=.1, ae_width=.1), data.toy_images(40, 32, cache=False)
     networks = [ablations.control(name, base, images, 40, 'cpu', False)[0] for name in ('random', 'rescaled')]
     means = [b for C in networks for name, b in C.named_buffers() if name.endswith('running_mean')]
     assert len(means) >= 2 and all(m.abs().max() > 0 for m in means)

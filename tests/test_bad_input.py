@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from spot_artifacts import training
 from spot_artifacts.cli import main
-from spot_artifacts.training import before, load_checkpoint, load_weights
+from spot_artifacts.runs import before, load_checkpoint, load_weights
 
 TINY = ['--size', '32', '--width', '0.05', '--batch', '8', '--device', 'cpu']
 
@@ -435,7 +435,7 @@ def test_ctrl_c_in_mid_run_and_on_to_the_end(photos, tmp_path, root, succeeds):
 
 def test_ctrl_c_before_there_is_a_run(tmp_path, photos, monkeypatch, fails):
     def stop(*args, **kw): raise KeyboardInterrupt
-    monkeypatch.setattr(training, 'hold_out', stop)
+    monkeypatch.setattr(training, 'random_split', stop)
     line = fails('pretrain', '--images', photos, '--out', tmp_path/'run', *TINY, status=130, says=['stopped'])
     assert 'resume' not in line
 

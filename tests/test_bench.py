@@ -1,4 +1,4 @@
-"`spot-artifacts bench` from the command line; notebook 13 tests what it measures."
+"`spot-artifacts bench` from the command line; notebook 61 tests what it measures."
 import json
 
 import pytest
@@ -14,7 +14,7 @@ def test_what_the_command_writes(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, 'bench', lambda recipe, device, say: asked.append((recipe, device)) or committed)
     for k in range(2): main(f'bench --size 32 --width 0.25 --batch 16 --device cpu --out {tmp_path}/new/bench.json'.split())
     recipe, device = asked[0]
-    assert (recipe.size, recipe.width, recipe.ae_width, recipe.batch, recipe.auto_batch, device) == (32, .25, .25, 16, 16, 'cpu')
+    assert (recipe.size, recipe.width, recipe.ae_width, recipe.batch, recipe.ae_batch, device) == (32, .25, .25, 16, 16, 'cpu')
     assert {f.name for f in (tmp_path/'new').iterdir()} == {f'bench{k}.{kind}' for k in ('', '-2') for kind in ('json', 'png')}
     assert json.loads((tmp_path/'new/bench.json').read_text()) == committed and Image.open(tmp_path/'new/bench.png').width > 800
     assert f'{committed["phase2"]["ratio"]:.2f} times the plain version' in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"Odd, broken and hostile files: what does not fit into the tutorial of notebook 00."
+"Odd, broken and hostile files: what does not fit into the tutorial of notebook 55."
 import os, struct, subprocess, sys, zlib
 from urllib.error import URLError
 
@@ -6,7 +6,9 @@ import numpy as np, pytest, torch, torchvision
 from PIL import Image, ImageFile
 
 from spot_artifacts import data
-from spot_artifacts.data import SpotError, embedded, folder_images, load_image, stl10
+from spot_artifacts.core import SpotError
+from spot_artifacts.folders import folder_images, load_image, stl10
+from spot_artifacts.toy import toy_images
 
 CORNERS = [(220, 40, 40), (40, 200, 60), (50, 60, 210), (230, 220, 60)]    # red green / blue yellow
 
@@ -238,29 +240,29 @@ def test_stl10_damaged_or_not_to_be_had(tmp_path, monkeypatch):
 
 def test_cache_goes_where_it_is_told_and_never_stops_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    wanted = embedded(20, 16, cache=False).fingerprint
+    wanted = toy_images(20, 16, cache=False).fingerprint
     assert not any(tmp_path.iterdir())
-    assert embedded(20, 16).fingerprint == wanted
+    assert toy_images(20, 16).fingerprint == wanted
     [file] = (tmp_path/'spot_artifacts').iterdir()
     monkeypatch.setattr(data, '_draw_set', None)                  # from here on, only the cache can answer
-    assert embedded(20, 16).fingerprint == wanted
+    assert toy_images(20, 16).fingerprint == wanted
     monkeypatch.undo()
-    assert embedded(20, 16, cache=file).fingerprint == wanted     # a file where the folder should be
+    assert toy_images(20, 16, cache=file).fingerprint == wanted     # a file where the folder should be
     def no_space(tensors, file, made):
         file.write_bytes(b'half')
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(data, 'save_file', no_space)
-    assert embedded(20, 16, cache=tmp_path/'full').fingerprint == wanted
+    assert toy_images(20, 16, cache=tmp_path/'full').fingerprint == wanted
     assert not any((tmp_path/'full').iterdir())
 
 
 def test_cache_made_differently_is_not_read(tmp_path):
-    wanted = embedded(20, 16, cache=tmp_path).fingerprint
+    wanted = toy_images(20, 16, cache=tmp_path).fingerprint
     [file] = tmp_path.iterdir()
-    embedded(20, 16, seed=1, cache=tmp_path)
+    toy_images(20, 16, seed=1, cache=tmp_path)
     [other] = set(tmp_path.iterdir()) - {file}
     os.replace(other, file)
-    assert embedded(20, 16, cache=tmp_path).fingerprint == wanted
+    assert toy_images(20, 16, cache=tmp_path).fingerprint == wanted
 
 
 def test_images_stay_off_a_gpu_that_is_too_small(monkeypatch):
@@ -277,12 +279,13 @@ def test_lowest_floor_is_light():
 
 def test_a_run_from_the_disk_is_the_run_from_memory(tmp_path, monkeypatch):
     "With no memory to spare images stay in a file, and every weight of a run comes out the same."
-    from spot_artifacts.training import Recipe, pretrain
+    from spot_artifacts.pretrain import pretrain
+    from spot_artifacts.recipe import Recipe
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     (tmp_path/'photos').mkdir()
-    for i, image in enumerate(embedded(40, 32, seed=6, cache=False).images):
+    for i, image in enumerate(toy_images(40, 32, seed=6, cache=False).images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path/f'photos/{i}.png')
-    recipe, weights = Recipe.small(32, width=.1, ae_width=.1, auto_batch=8, batch=8, auto_epochs=1., epochs=1.), []
+    recipe, weights = Recipe.small(32, width=.1, ae_width=.1, ae_batch=8, batch=8, ae_epochs=1., epochs=1.), []
     for free in (1e12, 0):
         monkeypatch.setattr(data, 'free_memory', lambda: free)
         images = folder_images(tmp_path/'photos', 32)

@@ -4,10 +4,12 @@ import html, json, math
 import pytest
 
 from spot_artifacts import cli
-from spot_artifacts.cli import demo, main
-from spot_artifacts.data import SpotError
-from spot_artifacts.training import Recipe, load_weights
-from spot_artifacts.visualize import verdicts
+from spot_artifacts.cli import main
+from spot_artifacts.cli import demo
+from spot_artifacts.core import SpotError
+from spot_artifacts.recipe import Recipe
+from spot_artifacts.runs import load_weights
+from spot_artifacts.report import verdicts
 
 LAYERS = [f'conv{i}' for i in range(1, 6)]
 

@@ -8,23 +8,26 @@ import pytest, torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from spot_artifacts.data import SpotError, embedded
+from spot_artifacts.core import SpotError
+from spot_artifacts.toy import toy_images
 from fastai.callback.core import Callback
-from spot_artifacts.training import Recipe, load_checkpoint, pretrain
+from spot_artifacts.pretrain import pretrain
+from spot_artifacts.recipe import Recipe
+from spot_artifacts.runs import load_checkpoint
 
 forks = multiprocessing.get_context('forkserver')
 forks.set_forkserver_preload(['spot_artifacts.training'])
 
 # 64 images to learn from, 16 to a batch: 20 steps a phase. They are short: after long ones, ReLUs near zero make much of rounding errors.
-RECIPE = Recipe.small(32, width=.1, ae_width=.1, auto_batch=16, batch=16, auto_epochs=5., epochs=5., bf16=False, history=0., balance=.94, auto_lr=1e-6, lr=1e-6, repair_lr=1e-6, eps=1e-6)
+RECIPE = Recipe.small(32, width=.1, ae_width=.1, ae_batch=16, batch=16, ae_epochs=5., epochs=5., bf16=False, history=0., balance=.94, ae_lr=1e-6, lr=1e-6, repair_lr=1e-6, eps=1e-6)
 
 
-def data(): return embedded(68, 32, seed=4, cache=False)
+def data(): return toy_images(68, 32, seed=4, cache=False)
 
 
-def play(rank, world, port, out, recipe, precise, kw):
+def play(rank, world_size, port, out, recipe, precise, kw):
     "One of `world` processes that train together."
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     if precise: torch.set_default_dtype(torch.float64)
     try: pretrain(data(), recipe, out, progress=False, **kw)
@@ -37,10 +40,10 @@ def free_port():
         return s.getsockname()[1]
 
 
-def together(world, out, recipe=RECIPE, precise=False, **kw):
+def together(world_size, out, recipe=RECIPE, precise=False, **kw):
     "Trains with so many processes; returns their exit codes."
     port = free_port()
-    processes = [forks.Process(target=play, args=(rank, world, port, out, recipe, precise, kw)) for rank in range(world)]
+    processes = [forks.Process(target=play, args=(rank, world_size, port, out, recipe, precise, kw)) for rank in range(world_size)]
     for p in processes: p.start()
     for p in processes: p.join(120)
     return [p.exitcode for p in processes]
@@ -79,7 +82,7 @@ def test_two_processes_are_one_of_twice_the_batch(alone, tmp_path):
 
 
 def test_every_kind_of_game_is_shared(tmp_path):
-    other = replace(RECIPE, clip=.5, class_outputs=2, bn_fc=True, fakes='gan', update='alternating', ema=.9, auto_epochs=0.)
+    other = replace(RECIPE, clip=.5, class_outputs=2, bn_fc=True, fakes='gan', update='alternating', ema=.9, ae_epochs=0.)
     for world in (1, 2): assert together(world, tmp_path/str(world), other, precise=True) == [0]*world
     assert distance(tmp_path/'1', tmp_path/'2') < 1e-8
 
@@ -91,9 +94,9 @@ def test_two_processes_begin_and_one_goes_on(alone, tmp_path):
 
 
 def test_each_process_has_a_history_and_they_are_kept_together(tmp_path):
-    recipe = replace(RECIPE, history=.5, auto_epochs=0.)
+    recipe = replace(RECIPE, history=.5, ae_epochs=0.)
     assert together(2, tmp_path/'run', recipe, cbs=[Stop()]) == [1, 1]
-    kept = load_checkpoint(tmp_path/'run/game.ckpt')['callbacks']['mix_history']
+    kept = load_checkpoint(tmp_path/'run/game.ckpt')['callbacks']['replay_buffer']
     assert [len(kept[k]) for k in ('fakes', 'masks')] == [64, 64] and not kept['fakes'][:32].equal(kept['fakes'][32:])
     assert together(1, tmp_path/'run', recipe, resume=True) == [0] and len(rows(tmp_path/'run')) == 8
 

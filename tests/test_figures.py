@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from spot_artifacts import figures
-from spot_artifacts.data import embedded, to_float
-from spot_artifacts.game import guess_score, rounds, write_game
-from spot_artifacts.training import load_weights
+from spot_artifacts.data import to_float
+from spot_artifacts.toy import toy_images
+from spot_artifacts.game_page import guess_score, rounds, write_game
+from spot_artifacts.runs import load_weights
 
 matplotlib.use('Agg')
 
@@ -21,7 +22,7 @@ def players(demo_run): return load_weights(demo_run)
 
 
 @pytest.fixture(scope='module')
-def held_out(): return embedded(40, 32, seed=1)
+def held_out(): return toy_images(40, 32, seed=1)
 
 
 def test_all_figures_are_written_without_a_warning(players, held_out, tmp_path):

@@ -10,8 +10,11 @@ from PIL import Image
 
 from spot_artifacts import data as data_module
 from spot_artifacts.cli import main
-from spot_artifacts.data import ImagesError, RecipeError, SpotError, embedded, folder_images, list_images, load_image
-from spot_artifacts.training import Recipe, pretrain
+from spot_artifacts.core import ImagesError, RecipeError, SpotError
+from spot_artifacts.folders import folder_images, list_images, load_image
+from spot_artifacts.toy import toy_images
+from spot_artifacts.pretrain import pretrain
+from spot_artifacts.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 quick = settings(deadline=None, max_examples=25, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -22,8 +25,8 @@ many = settings(quick, max_examples=150)
 
 def values(f):
     "What a field may be set to: mostly in its range, with small networks, sometimes anything."
-    m, low = f.metadata, dict(size=16, layers=2, width=.05, ae_width=.05, batch=2, auto_batch=2)
-    high = dict(size=40, layers=3, width=.15, ae_width=.15, batch=9, auto_batch=9)
+    m, low = f.metadata, dict(size=16, layers=2, width=.05, ae_width=.05, batch=2, ae_batch=2)
+    high = dict(size=40, layers=3, width=.15, ae_width=.15, batch=9, ae_batch=9)
     if isinstance(f.default, bool): good = st.booleans()
     elif m['among']: good = st.sampled_from(m['among'])
     else:
@@ -35,8 +38,8 @@ def values(f):
 
 
 anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.floats(), max_size=3)
-choices = {f.name: values(f) for f in fields(Recipe) if f.name not in ('epochs', 'auto_epochs')}
-small = dict(size=32, layers=2, width=.05, ae_width=.05, batch=8, auto_batch=8, lrn=False)
+choices = {f.name: values(f) for f in fields(Recipe) if f.name not in ('epochs', 'ae_epochs')}
+small = dict(size=32, layers=2, width=.05, ae_width=.05, batch=8, ae_batch=8, lrn=False)
 
 
 @many
@@ -48,13 +51,13 @@ def test_any_value_makes_a_recipe_or_one_line(changes):
 
 
 @pytest.fixture(scope='module')
-def data(): return {size: embedded(12, size, seed=1, cache=False) for size in range(16, 41)}
+def data(): return {size: toy_images(12, size, seed=1, cache=False) for size in range(16, 41)}
 
 
 @quick
 @given(st.fixed_dictionaries({}, optional=choices))
 def test_a_recipe_plays_two_steps_or_says_why_not(data, changes):
-    try: recipe = Recipe.from_dict({**small, **changes, 'auto_epochs': .01, 'epochs': .01})
+    try: recipe = Recipe.from_dict({**small, **changes, 'ae_epochs': .01, 'epochs': .01})
     except RecipeError: return
     with tempfile.TemporaryDirectory() as tmp:
         try: pretrain(data[recipe.size], recipe, Path(tmp)/'run', progress=False)
@@ -66,7 +69,7 @@ def test_a_recipe_plays_two_steps_or_says_why_not(data, changes):
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp('photos')
-    for i, image in enumerate(embedded(12, 36, seed=1, cache=False).images.permute(0, 2, 3, 1).numpy()):
+    for i, image in enumerate(toy_images(12, 36, seed=1, cache=False).images.permute(0, 2, 3, 1).numpy()):
         (folder/'ab'[i % 2]).mkdir(exist_ok=True)
         Image.fromarray(image).save(folder/'ab'[i % 2]/f'{i}.png')
     return folder
@@ -202,7 +205,7 @@ NAMES = ['a b.png', ' .png', 'ünï ☃.png', 'two\nlines.png', 'tab\t.png', '"q
 @pytest.fixture
 def odd(tmp_path):
     "A folder of images with odd names, in two classes with odd names."
-    for i, (name, image) in enumerate(zip(NAMES, embedded(12, 36, seed=1, cache=False).images.permute(0, 2, 3, 1).numpy())):
+    for i, (name, image) in enumerate(zip(NAMES, toy_images(12, 36, seed=1, cache=False).images.permute(0, 2, 3, 1).numpy())):
         folder = tmp_path/'odd'/['a "class"\n<b>', '\udcfeé'][i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder/name).open('wb') as f: Image.fromarray(image).save(f, 'PNG')

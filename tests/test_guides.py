@@ -5,8 +5,10 @@ import nbformat, pytest
 from PIL import Image
 
 from spot_artifacts.cli import parser
-from spot_artifacts.data import embedded, folder_images
-from spot_artifacts.training import Recipe, pretrain
+from spot_artifacts.folders import folder_images
+from spot_artifacts.toy import toy_images
+from spot_artifacts.pretrain import pretrain
+from spot_artifacts.recipe import Recipe
 
 
 def text_of(path):
@@ -29,9 +31,9 @@ def test_commands(root, guide):
 def test_own_images_python(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'photos').mkdir()
-    for i, image in enumerate(embedded(40, 64, seed=9, cache=False).images):
+    for i, image in enumerate(toy_images(40, 64, seed=9, cache=False).images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path/f'photos/{i}.png')
-    pretrain(folder_images('photos', 64), Recipe.small(64, width=.1, ae_width=.1, auto_epochs=1., epochs=1., batch=16), 'runs/photos', progress=False)
+    pretrain(folder_images('photos', 64), Recipe.small(64, width=.1, ae_width=.1, ae_epochs=1., epochs=1., batch=16), 'runs/photos', progress=False)
     names = {}
     for code in blocks(root/'nbs/own_images.md', 'python'): exec(code, names)
     assert names['features'].shape[0] == 32 and names['features'].isfinite().all()

@@ -4,14 +4,18 @@ import pytest, torch
 from fastai.callback.core import Callback
 
 from spot_artifacts import training
-from spot_artifacts.data import Diverged, SpotError, embedded
-from spot_artifacts.training import COLLAPSES, Recipe, load_checkpoint, pretrain
+from spot_artifacts.core import Diverged, SpotError
+from spot_artifacts.toy import toy_images
+from spot_artifacts.monitor import COLLAPSES
+from spot_artifacts.pretrain import pretrain
+from spot_artifacts.recipe import Recipe
+from spot_artifacts.runs import load_checkpoint
 
-QUICK = dict(width=.05, ae_width=.05, auto_batch=16, batch=16, auto_epochs=0., epochs=.4, bf16=False, balance=None)     # eight rounds of two steps
+QUICK = dict(width=.05, ae_width=.05, ae_batch=16, batch=16, ae_epochs=0., epochs=.4, bf16=False, balance=None)     # eight rounds of two steps
 
 
 @pytest.fixture(scope='module')
-def data(): return embedded(680, 32, seed=3, cache=False)    # 34 of them are held out
+def data(): return toy_images(680, 32, seed=3, cache=False)    # 34 of them are held out
 
 
 @pytest.mark.parametrize('phase, loss, step', [('auto', training.AutoLoss, 9), ('game', training.GameLoss, 3), ('game', training.GameLoss, 45)])
@@ -22,7 +26,7 @@ def test_a_loss_that_is_no_number_is_named_by_its_step(phase, loss, step, data, 
         if value.requires_grad: steps.append(1)
         return value*float('inf') if value.requires_grad and len(steps) == step else value
     monkeypatch.setattr(loss, '__call__', spoilt)
-    recipe = Recipe.small(32, **{**QUICK, 'auto_epochs': .4 + 2.*(phase == 'auto'), 'epochs': 8.})     # a round of the game has 40 steps
+    recipe = Recipe.small(32, **{**QUICK, 'ae_epochs': .4 + 2.*(phase == 'auto'), 'epochs': 8.})     # a round of the game has 40 steps
     with pytest.raises(Diverged, match=f'{phase}: the loss is not finite at step {step}.*smaller learning rate'): pretrain(data, recipe, tmp_path/'run', progress=False)
     assert len(steps) <= step + 31, 'not at the end of the epoch'
     file = tmp_path/f'run/{phase}.ckpt'

@@ -41,7 +41,7 @@ def lab(root, tmp_path_factory):
         server.wait(30)
 
 
-@pytest.mark.parametrize('name', ['01_encoder', '03_damage'])
+@pytest.mark.parametrize('name', ['10_encoder', '12_damage'])
 def test_run_all(name, lab, browser):
     address, token = lab
     context = browser.new_context()

@@ -4,12 +4,12 @@ import re
 import torch
 from PIL import Image
 
-from spot_artifacts.data import embedded
+from spot_artifacts.toy import toy_images
 
 
 def test_readme_python(root, tmp_path, monkeypatch):
     code = re.search(r'```python\n(.*?)```', (root/'README.md').read_text(), re.S).group(1)
-    data = embedded(60, 64, seed=9, cache=False)
+    data = toy_images(60, 64, seed=9, cache=False)
     for i, (image, label) in enumerate(zip(data.images, data.labels)):
         for folder in (tmp_path/'photos', tmp_path/'labelled'/data.classes[label % 2]):
             folder.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'tools'))
 import soak
 
 from spot_artifacts import training
-from spot_artifacts.data import CheckpointError
-from spot_artifacts.training import before, load_checkpoint, save_checkpoint
+from spot_artifacts.core import CheckpointError
+from spot_artifacts.runs import before, load_checkpoint, save_checkpoint
 
 
 def test_killed_and_resumed_is_left_alone():
@@ -22,7 +22,7 @@ def test_killed_and_resumed_is_left_alone():
 
 
 def test_two_processes_with_one_seed(tmp_path, root):
-    photos = soak.paint(tmp_path/'photos', 12)
+    photos = soak.make_fakes(tmp_path/'photos', 12)
     for name, order in (('a', '1'), ('b', '2')):
         words = ['pretrain', '--images', photos, '--out', tmp_path/name, '--seed', 5, '--size', 32, '--width', .05, '--batch', 8, '--epochs', 1, '--device', 'cpu']
         subprocess.run([sys.executable, '-c', 'from spot_artifacts.cli import main; main()', *map(str, words)], cwd=root, check=True, capture_output=True,

@@ -9,9 +9,12 @@ from safetensors.torch import save_file
 from torchvision.datasets import STL10
 
 from spot_artifacts.cli import main
-from spot_artifacts.data import ImagesError, SpotError, WeightsError, embedded, stl10
-from spot_artifacts.training import Recipe, load_weights
-from spot_artifacts.visualize import write_report
+from spot_artifacts.core import ImagesError, SpotError, WeightsError
+from spot_artifacts.folders import stl10
+from spot_artifacts.toy import toy_images
+from spot_artifacts.recipe import Recipe
+from spot_artifacts.runs import load_weights
+from spot_artifacts.report import write_report
 
 
 def head(header, body=b'', length=None):
@@ -73,7 +76,7 @@ def test_a_report_escapes_what_it_is_told(demo_run, tmp_path):
     logs = {name: [{k: float(v) for k, v in row.items()} for row in csv.DictReader((demo_run/f'{name}.csv').open())] for name in ('auto', 'game')}
     def page(name):
         told = {**results, 'data': {**results['data'], 'name': name, 'fingerprint': name}, 'device': name, 'commit': name}
-        write_report(tmp_path/'report.html', told, players, embedded(8, 32, cache=False).images, logs)
+        write_report(tmp_path/'report.html', told, players, toy_images(8, 32, cache=False).images, logs)
         return (tmp_path/'report.html').read_text()
     plain, hostile = page('photos'), page('"><script>alert(1)</script><img src=x onerror=alert(1)>')
     assert Tags(plain).found == Tags(hostile).found and '<script>alert' not in hostile
@@ -83,7 +86,7 @@ def test_nothing_asks_the_network(tmp_path, monkeypatch):
     def connect(self, address): raise AssertionError(f'a connection to {address}')
     monkeypatch.setattr(socket.socket, 'connect', connect)
     monkeypatch.setattr(socket, 'getaddrinfo', connect)
-    for i, image in enumerate(embedded(16, 32, cache=False).images.permute(0, 2, 3, 1).numpy()):
+    for i, image in enumerate(toy_images(16, 32, cache=False).images.permute(0, 2, 3, 1).numpy()):
         (tmp_path/'photos'/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path/'photos'/'ab'[i % 2]/f'{i}.png')
     run, photos = f'{tmp_path}/run', f'{tmp_path}/photos'

@@ -1,4 +1,4 @@
-"What notebook 06 shows on one recipe, on the others: every field does something, and nothing breaks."
+"What notebook 24 shows on one recipe, on the others: every field does something, and nothing breaks."
 import json
 from dataclasses import asdict
 
@@ -6,22 +6,28 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
-from spot_artifacts.data import SpotError, embedded
-from spot_artifacts.training import (Balance, GameLoss, MixHistory, Recipe, WeightAverage, build, fit, game_learner, hold_out, loaders, load_weights,
-                                     measure, pretrain)
+from spot_artifacts.core import SpotError
+from spot_artifacts.toy import toy_images
+from spot_artifacts.data import random_split
+from spot_artifacts.game import Balance, ReplayBuffer, EMA
+from spot_artifacts.players import GameLoss
+from spot_artifacts.pretrain import fit, measure, pretrain
+from spot_artifacts.recipe import Recipe, build
+from spot_artifacts.runs import load_weights
+from spot_artifacts.training import game_learner, get_dls
 
 
 def tiny(**changes):
-    return Recipe.small(32, **{**dict(width=.1, ae_width=.1, auto_batch=16, batch=16, auto_epochs=.5, epochs=.5, bf16=False), **changes})
+    return Recipe.small(32, **{**dict(width=.1, ae_width=.1, ae_batch=16, batch=16, ae_epochs=.5, epochs=.5, bf16=False), **changes})
 
 
 @pytest.fixture(scope='module')
-def data(): return embedded(72, 32, seed=3, cache=False)
+def data(): return toy_images(72, 32, seed=3, cache=False)
 
 
 def learner(data, recipe, steps=4, cbs=()):
     torch.manual_seed(0)
-    dls, rounds, total = loaders(*hold_out(data), recipe, steps*recipe.batch/(len(data) - 4), recipe.batch)
+    dls, rounds, total = get_dls(*random_split(data), recipe, steps*recipe.batch/(len(data) - 4), recipe.batch)
     return game_learner(dls, build(recipe), recipe, total, cbs), rounds
 
 
@@ -46,7 +52,7 @@ def test_every_choice_plays(name, data, tmp_path):
 
 def test_released_and_paper_recipes_build_and_play(data, tmp_path):
     for recipe in (Recipe.released, Recipe.paper):
-        small = recipe(size=32, layers=2, width=.1, ae_width=.1, auto_batch=16, batch=16, auto_epochs=.3, epochs=.3)
+        small = recipe(size=32, layers=2, width=.1, ae_width=.1, ae_batch=16, batch=16, ae_epochs=.3, epochs=.3)
         pretrain(data, small, tmp_path/recipe.__name__, progress=False)
 
 
@@ -61,7 +67,7 @@ def test_every_choice_changes_the_outcome(field, data, tmp_path):
     assert not a.equal(b)
 
 
-class Watch(Callback):
+class CollapseMonitor(Callback):
     "Remembers both players' parameters before and after each step."
     def before_fit(self): self.moved = []
     def snapshot(self): return [[p.detach().clone() for p in m.parameters()] for m in (self.model.discriminator, self.model.repaired.blocks)]
@@ -72,7 +78,7 @@ class Watch(Callback):
 
 def test_simultaneous_and_alternating_players(data):
     for update, expected in (('simultaneous', {(True, True)}), ('alternating', {(True, False), (False, True)})):
-        watch = Watch()
+        watch = CollapseMonitor()
         learn, rounds = learner(data, tiny(update=update), cbs=[watch])
         fit(learn, rounds, progress=False)
         assert len(watch.moved) == 4 and set(watch.moved) == expected
@@ -80,7 +86,7 @@ def test_simultaneous_and_alternating_players(data):
 
 def test_history_mixes_its_share(data):
     learn, rounds = learner(data, tiny(history=.5), steps=1)
-    mix = learn.mix_history
+    mix = learn.replay_buffer
     x = torch.rand(8, 3, 32, 32)*2 - 1
     learn.training, learn.pred = True, learn.model(x)
     mix.after_pred()
@@ -106,10 +112,10 @@ def test_balance_slows_the_winner():
 
 def test_average_lags_behind(data):
     learn, rounds = learner(data, tiny(ema=.9))
-    start = [p.detach().clone() for p in learn.weight_average.weights]
+    start = [p.detach().clone() for p in learn.ema.weights]
     fit(learn, rounds, progress=False)
-    assert len(learn.weight_average.average) == len(list(learn.model.discriminator.parameters())) + len(list(learn.model.painter.parameters()))
-    a, m, b = (torch.cat([t.flatten() for t in ts]) for ts in (start, learn.weight_average.average, learn.weight_average.weights))
+    assert len(learn.ema.average) == len(list(learn.model.discriminator.parameters())) + len(list(learn.model.repair_net.parameters()))
+    a, m, b = (torch.cat([t.flatten() for t in ts]) for ts in (start, learn.ema.average, learn.ema.weights))
     assert 0 < (m - a).norm() < (b - a).norm()
 
 
@@ -117,7 +123,7 @@ def test_average_lags_behind(data):
 def test_a_run_has_exactly_the_steps_that_were_asked_for(steps, images, batch, data, tmp_path):
     "With fewer images than a batch, a step takes them all: 20 epochs are 20 steps."
     n = images - 4 if images > 12 else images - 2
-    recipe = tiny(auto_epochs=0., epochs=steps*min(batch, n)/n, batch=batch)
+    recipe = tiny(ae_epochs=0., epochs=steps*min(batch, n)/n, batch=batch)
     _, logs, _ = pretrain(data[:images], recipe, tmp_path/'run', progress=False)
     assert logs['game'][-1]['step'] == steps
 
@@ -127,20 +133,20 @@ def test_pretrain_copies_the_images_once(data):
     from unittest import mock
     from spot_artifacts import training
     seen = []
-    with mock.patch.object(training, 'hold_out', side_effect=lambda *a, **k: seen.append(1) or hold_out(*a, **k)):
+    with mock.patch.object(training, 'random_split', side_effect=lambda *a, **k: seen.append(1) or random_split(*a, **k)):
         import tempfile
         with tempfile.TemporaryDirectory() as tmp: pretrain(data, tiny(), tmp + '/run', progress=False)
     assert len(seen) == 1
 
 
 def test_stop_at_nan_needs_no_log(data):
-    from spot_artifacts.data import Diverged
-    from spot_artifacts.training import StopAtNaN
+    from spot_artifacts.core import Diverged
+    from spot_artifacts.monitor import TerminateOnNaN
     class Spoil(Callback):
-        run_before = StopAtNaN
+        run_before = TerminateOnNaN
         def after_loss(self):
             if self.training and self.epoch == 2: self.learn.loss_grad = self.learn.loss = self.loss*float('nan')
-    learn, rounds = learner(data, tiny(balance=None), cbs=[Spoil(), StopAtNaN()])
+    learn, rounds = learner(data, tiny(balance=None), cbs=[Spoil(), TerminateOnNaN()])
     with pytest.raises(Diverged, match='training: the loss is not finite at step 3'): fit(learn, rounds, progress=False)
 
 

@@ -1,4 +1,4 @@
-"Transfer: what takes longer, or needs more, than the tutorial of notebook 07 should."
+"Transfer: what takes longer, or needs more, than the tutorial of notebook 30 should."
 import json, sys, types
 from copy import deepcopy
 from functools import partial
@@ -8,12 +8,17 @@ from torch import nn
 
 from spot_artifacts import transfer
 from spot_artifacts.cli import PROTOCOLS, main, measured, parser
-from spot_artifacts.data import DiskImages, Diverged, ImageSet, SpotError, embedded, spot_dls
+from spot_artifacts.core import Diverged, SpotError
+from spot_artifacts.data import DiskImages, ImageSet, spot_dls
+from spot_artifacts.toy import toy_images
 from spot_artifacts.discriminator import LAYERS
-from spot_artifacts.training import Recipe, build, pretrain
-from spot_artifacts.transfer import (KNNMonitor, RawPixels, TorchProbe, calibrate, classify, compare, export_onnx, few_labels, fit_probe, knn, knn_probe,
-                                     measure_all, per_class, probe, probe_sgd, rescale, stl10_table, supervised, train_on_labels, transfer_body, transfer_groups,
-                                     transfer_model, transfer_report)
+from spot_artifacts.pretrain import pretrain
+from spot_artifacts.recipe import Recipe, build
+from spot_artifacts.transfer.compare import compare, few_labels, measure_all, per_class, transfer_report
+from spot_artifacts.transfer.finetune import (classify, export_onnx, probe_sgd, stl10_table, supervised,
+                                              train_on_labels, transfer_body, transfer_groups, transfer_model)
+from spot_artifacts.transfer.probes import (KNNMonitor, RawPixels, TorchProbe, calibrate, fit_probe, knn, knn_probe,
+                                            probe, rescale)
 from fastai.callback.core import Callback
 import fastai.callback.schedule
 from fastai.learner import Learner
@@ -22,7 +27,7 @@ SMALL = Recipe.small(32, width=.1, ae_width=.1, bf16=False, batch=32)
 
 
 @pytest.fixture(scope='module')
-def sets(): return embedded(200, 32, seed=0, cache=False), embedded(100, 32, seed=1, cache=False)
+def sets(): return toy_images(200, 32, seed=0, cache=False), toy_images(100, 32, seed=1, cache=False)
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def unmoved(net, before): return all(v.equal(before[k]) for k, v in net.state_di
 
 def test_folded_body_computes_the_same_and_nothing_adapts(net):
     before, body, x = state(net), transfer_body(net), torch.randn(8, 3, 32, 32)
-    torch.testing.assert_close(body(x), net.features(x)[-1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(body(x), net.forward_layers(x)[-1], rtol=1e-4, atol=1e-4)
     alone = body.train()(x[:1])
     torch.testing.assert_close(body(x)[:1], alone, rtol=1e-4, atol=1e-4)
     assert unmoved(net, before) and not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
@@ -144,7 +149,7 @@ class OneLayer(nn.Module):
     "conv3 alone."
     layer_names = ('conv3',)
     def __init__(self, net): super().__init__(); self.net = net
-    def features(self, x): return [self.net.features(x)[2]]
+    def forward_layers(self, x): return [self.net.forward_layers(x)[2]]
 
 
 def test_five_heads_at_once_learn_what_each_learns_alone(net, sets):
@@ -184,7 +189,7 @@ def test_knn_in_chunks_is_the_same():
 
 
 def test_monitor_adds_a_column(sets, tmp_path):
-    recipe = Recipe.small(32, width=.1, ae_width=.1, bf16=False, auto_epochs=1, epochs=1)
+    recipe = Recipe.small(32, width=.1, ae_width=.1, bf16=False, ae_epochs=1, epochs=1)
     plain = pretrain(sets[0], recipe, tmp_path/'a', progress=False)
     watched = pretrain(sets[0], recipe, tmp_path/'b', progress=False, cbs=[KNNMonitor(sets[0], sets[1], k=5)])
     column = 'knn conv4 k=5 T=0.07'
@@ -200,9 +205,9 @@ def tiny_stl10(tmp_path):
     "STL-10's files with 40 training images in ten overlapping folds of 20, and 30 test images."
     folder = tmp_path/'stl10_binary'
     folder.mkdir()
-    (folder/'class_names.txt').write_text('\n'.join(embedded(1, 96, cache=False).classes))
+    (folder/'class_names.txt').write_text('\n'.join(toy_images(1, 96, cache=False).classes))
     for split, n, seed in ('train', 40, 0), ('test', 30, 1):
-        s = embedded(n, 96, seed=seed, cache=False)
+        s = toy_images(n, 96, seed=seed, cache=False)
         (folder/f'{split}_X.bin').write_bytes(s.images.transpose(2, 3).contiguous().numpy().tobytes())
         (folder/f'{split}_y.bin').write_bytes((s.labels + 1).byte().numpy().tobytes())
     folds = [' '.join(map(str, torch.randperm(40, generator=torch.Generator().manual_seed(f))[:20].tolist())) for f in range(10)]
@@ -285,7 +290,7 @@ def test_report_is_whole(net, sets):
     assert r['head']['networks']['random']['frozen']['sd'] is not None and all(r[k]['protocol'] for k in ('probe', 'knn', 'head', 'few_labels')) and json.dumps(r)
 
 
-class Watch(Callback):
+class CollapseMonitor(Callback):
     "Learning rates and the body's weights after each epoch."
     def __init__(self): self.rates, self.moved = [], []
     def before_fit(self): self.first = state(self.model[0])
@@ -295,7 +300,7 @@ class Watch(Callback):
 
 
 def test_fastai_fine_tune(net, sets):
-    dls, watch = spot_dls(*sets, 32, bs=50), Watch()
+    dls, watch = spot_dls(*sets, 32, bs=50), CollapseMonitor()
     learn = Learner(dls, transfer_model(net, 10), nn.CrossEntropyLoss(), splitter=transfer_groups, cbs=[watch])
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, 1e-2, freeze_epochs=1)
     assert watch.moved == [False, True], 'the body rests while the head gets started'
@@ -311,7 +316,7 @@ def test_onnx_computes_the_same(net, tmp_path):
     assert [o.name for o in session.get_outputs()] == list(LAYERS) and [f.name for f in tmp_path.iterdir()] == ['c.onnx']
     for n in 1, 5:
         x = torch.randn(n, 3, 32, 32)
-        for a, b in zip(session.run(None, {'images': x.numpy()}), transfer_body(net).features(x)): np.testing.assert_allclose(a, b.detach(), rtol=1e-3, atol=1e-4)
+        for a, b in zip(session.run(None, {'images': x.numpy()}), transfer_body(net).forward_layers(x)): np.testing.assert_allclose(a, b.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_onnx_says_what_is_missing(net, tmp_path, monkeypatch):

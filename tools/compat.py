@@ -38,7 +38,7 @@ def run_tests():
 def main():
     if len(sys.argv) != 2: sys.exit(__doc__)
     if sys.argv[1] == 'floors': return print('\n'.join(requirements()).replace('>=', '=='))
-    from spot_artifacts.training import commit, device_name, write_json
+    from spot_artifacts.core import commit, device_name, write_json
     names = [re.match(r'[\w-]+', r)[0] for r in requirements()] + ['accelerate']
     about = dict(date=f'{datetime.date.today()}', platform=platform.platform(), device=device_name('cpu'), commit=commit(),
                  versions=dict(python=platform.python_version(), **{name: version(name) for name in names}))

@@ -1,4 +1,4 @@
-"""Run notebooks from top to bottom and save their outputs: all of nbs/, or those named (`refresh.py 03_damage index`).
+"""Run notebooks from top to bottom and save their outputs: all of nbs/, or those named (`refresh.py 12_damage index`).
 
 Cells that nbdev_test skips are not run and keep the outputs they have."""
 import argparse, os, subprocess, sys

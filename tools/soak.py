@@ -80,8 +80,8 @@ def differences(a, b):
 def paint(folder, n, size=40):
     "`n` images in each of two classes."
     from PIL import Image
-    from spot_artifacts.data import embedded
-    images = embedded(2*n, size, seed=9, cache=False).images.permute(0, 2, 3, 1).numpy()
+    from spot_artifacts.toy import toy_images
+    images = toy_images(2*n, size, seed=9, cache=False).images.permute(0, 2, 3, 1).numpy()
     for i, image in enumerate(images):
         file = folder/'ab'[i % 2]/f'{i:04d}.png'
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def hour(minutes=60., every=5.):
     "Trains for so long, or until stopped; both phases, a checkpoint and a picture every hundred steps or so."
     import numpy as np
     tmp = Path(tempfile.mkdtemp())
-    recipe = dict(size=32, layers=2, width=.1, ae_width=.1, auto_batch=16, batch=16, auto_epochs=minutes/2, epochs=1e5, bf16=False, lrn=False, balance=.94)
+    recipe = dict(size=32, layers=2, width=.1, ae_width=.1, ae_batch=16, batch=16, ae_epochs=minutes/2, epochs=1e5, bf16=False, lrn=False, balance=.94)
     (tmp/'recipe.json').write_text(json.dumps(recipe))
     words = ['pretrain', '--images', str(paint(tmp/'photos', 1000)), '--out', str(tmp/'run'), '--recipe', str(tmp/'recipe.json'), '--device', 'cpu']
     process = subprocess.Popen([sys.executable, '-c', 'from spot_artifacts.cli import main; main()', *words], stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'},
@@ -160,9 +160,10 @@ def draw(found, path):
 def paths(n=1_000_000, picked=256):
     "Lists `n` image files, hard links to a thousand images, and decodes some of them."
     from PIL import Image
-    from spot_artifacts.data import embedded, list_images, load_image
+    from spot_artifacts.folders import list_images, load_image
+    from spot_artifacts.toy import toy_images
     tmp = Path(tempfile.mkdtemp())
-    for i, image in enumerate(embedded(1000, 32, seed=9, cache=False).images.permute(0, 2, 3, 1).numpy()): Image.fromarray(image).save(tmp/f'{i}.png')
+    for i, image in enumerate(toy_images(1000, 32, seed=9, cache=False).images.permute(0, 2, 3, 1).numpy()): Image.fromarray(image).save(tmp/f'{i}.png')
     for k in range(n):
         folder = tmp/'all'/f'{k//1000:04d}'
         if k % 1000 == 0: folder.mkdir(parents=True)
@@ -178,11 +179,11 @@ def paths(n=1_000_000, picked=256):
 def main():
     if len(sys.argv) not in (2, 3) or sys.argv[1] not in ('kills', 'hour', 'paths'): sys.exit(__doc__)
     name, more = sys.argv[1], [json.loads(a) for a in sys.argv[2:]]
-    from spot_artifacts.data import embedded
-    from spot_artifacts.training import provenance, write_json
+    from spot_artifacts.toy import toy_images
+    from spot_artifacts.core import provenance, write_json
     with tempfile.TemporaryDirectory() as tempfile.tempdir: found = globals()[name](*more)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    about = {k: v for k, v in provenance(embedded(1, 32, cache=False), 'cpu').items() if k != 'data'}
+    about = {k: v for k, v in provenance(toy_images(1, 32, cache=False), 'cpu').items() if k != 'data'}
     write_json(RESULTS/f'{name}.json', {**about, **found})
     if name == 'hour': draw(found, RESULTS/'hour.png')
     print({k: v for k, v in found.items() if k not in ('samples', 'kills', 'compared')})
