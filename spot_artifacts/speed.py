@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'WITHOUT', 'PLAIN', 'COSTS', 'NAMES', 'Files', 'FileDL', 'PlainAutoencoder', 'PlainGame', 'concatenated',
-           'padded', 'looked_at_again', 'as_they_come', 'loop_adam', 'Wait', 'Variant', 'players_of', 'Work', 'sync',
-           'fastest', 'ceilings', 'Memory', 'Stopwatch', 'timed', 'Race', 'bare_step', 'floor', 'compare_variants',
-           'input_rates', 'plain_probe', 'probe_times', 'costs', 'save_jpegs', 'bench', 'where', 'bench_table',
-           'bench_figure', 'cost_figure']
+           'looked_at_again', 'as_they_come', 'loop_adam', 'Wait', 'Variant', 'players_of', 'Work', 'sync', 'fastest',
+           'ceilings', 'Memory', 'Stopwatch', 'timed', 'Race', 'bare_step', 'floor', 'compare_variants', 'input_rates',
+           'plain_probe', 'probe_times', 'costs', 'save_jpegs', 'bench', 'where', 'bench_table', 'bench_figure',
+           'cost_figure']
 
 # %% ../nbs/61_speed.ipynb #dec58207
 import ctypes, gc, os, sys
@@ -30,7 +30,7 @@ from .core import has_bf16, provenance
 from .data import Augment, ImageSet, TensorDL, to_float
 from .folders import folder_images, list_images
 from .toy import toy_images
-from .encoder import ConvNorm, encoder_layers
+from .encoder import encoder_layers
 from .decoder import squared_error
 from .damage import damage, draw_mask, local_mean
 from .repair import RepairBlock
@@ -145,11 +145,6 @@ def concatenated(self, h, mask):
     h = torch.cat([self.act(self.bn1(h)) if self.bn1 else h, mask], 1)
     return self.conv2(self.act(self.bn2(self.conv1(h))))
 
-def padded(self, x):
-    "Max pooling of a padded copy."
-    h, w = (n % 2 for n in x.shape[-2:])
-    return F.max_pool2d(F.pad(x, (w, 1, h, 1), value=float('-inf')), 3, 2)
-
 def looked_at_again(self, g, seen):
     "C's logits for R, with real images passed through C once more."
     return without_gradient(self.players.discriminator, torch.cat([g.real, g.fake]))
@@ -185,10 +180,7 @@ class Variant:
             for owner, name, other in self.patches: stack.enter_context(patch.object(owner, name, other))
             yield
 
-NETWORKS = {
-    'norms folded into filters': Variant(((ConvNorm, 'forward', nn.Sequential.forward),), phases=('game',)),
-    "the mask's filters apart": Variant(((RepairBlock, 'residual', concatenated),), phases=('game',)),
-    'poolings that need no copy': Variant(((SamePool, 'forward', padded),), phases=('game',))}
+NETWORKS = {"the mask's filters apart": Variant(((RepairBlock, 'residual', concatenated),), phases=('game',))}
 WITHOUT = {
     'bfloat16': Variant(recipe=(('bf16', False),)),
     'channels last': Variant(((ImagesAreTargets, 'before_batch', as_they_come),), layout=torch.contiguous_format),
