@@ -19,6 +19,8 @@ from torch import nn
 from .core import RecipeError, SpotError, write_json
 from .encoder import encoder_layers
 from .decoder import AutoEncoder
+from .backbone import AlexNet
+from .discriminator import Discriminator
 from .players import TwoPlayers
 
 # %% ../nbs/23_recipe.ipynb #8078e485
@@ -177,11 +179,11 @@ class Recipe(OptimizerChoices, LossChoices, DamageChoices, NetworkChoices, Image
     def check(self):
         if self.size % 2**self.layers or self.grid < 2:
             near = max(2, round(self.size/2**self.layers))*2**self.layers
-            raise RecipeError(f'recipe: size {self.size} does not go with layers {self.layers}, which halve it {self.layers} '
-                              f'times to a grid of 2 or more. Try size {near}.')
+            raise RecipeError(f'recipe: size {self.size} does not go with layers {self.layers}, which halve it '
+                              f'{self.layers} times to a grid of 2 or more. Try size {near}.')
         if self.repair == 'distributed' and (self.repair_blocks or 0) > self.layers + 1:
-            raise RecipeError(f'recipe: repair_blocks {self.repair_blocks} is more than the {self.layers + 1} layers of '
-                              'the decoder. Give at most that.')
+            raise RecipeError(f'recipe: repair_blocks {self.repair_blocks} is more than the {self.layers + 1} layers '
+                              'of the decoder. Give at most that.')
 
 # %% ../nbs/23_recipe.ipynb #890248d5
 RELEASED = dict(size=96, area=(.333, 1.), aspect=(.75, 1.33), flip=.5, brightness=32/255, saturation=.5,
@@ -191,7 +193,8 @@ RELEASED = dict(size=96, area=(.333, 1.), aspect=(.75, 1.33), flip=.5, brightnes
     class_weight=.5, mask_weight=.05, mask_mean=True, mask_on_real=True,
     ae_batch=256, batch=256, ae_epochs=500., epochs=500., floor_at=.9, eps=1e-5, l2=2.5e-5, ema=.9999)
 SMALL = dict(width=.25, ae_width=.5, lrn=False, flip=.5, area=(.6, 1.), drop_rate=.5, objective='nonsaturating',
-    kept_weight=15., balance=.94, ae_batch=16, batch=64, ae_lr=5e-3, lr=1e-3, repair_lr=1.5e-4, warmup=.03, ae_epochs=10., epochs=10., bf16=True)
+    kept_weight=15., balance=.94, ae_batch=16, batch=64, ae_lr=5e-3, lr=1e-3, repair_lr=1.5e-4, warmup=.03,
+    ae_epochs=10., epochs=10., bf16=True)
 DEMO_EPOCHS = dict(ae_epochs=1.5, epochs=5.8)
 
 @patch(cls_method=True)
@@ -215,6 +218,12 @@ def demo(cls:Recipe, **changes): # fields that differ
     return cls.small(**{**DEMO_EPOCHS, **changes})
 
 # %% ../nbs/23_recipe.ipynb #805599a3
+def _own_modules(net): # TwoPlayers or Discriminator
+    "Its modules, without those of a backbone that is not ours."
+    given = [m.backbone for m in net.modules() if isinstance(m, Discriminator) and not isinstance(m.backbone, AlexNet)]
+    leave = {m for b in given for m in b.modules()}
+    return [m for m in net.modules() if m not in leave]
+
 @torch.no_grad()
 def first_weights(players): # TwoPlayers, changed in place
     "The released code's: truncated normal in E, D and R; Xavier's in C, biases 0.1 where no batch norm follows."
@@ -227,22 +236,28 @@ def first_weights(players): # TwoPlayers, changed in place
         nn.init.trunc_normal_(m.weight, std=std, a=-2*std, b=2*std)
         if m.bias is not None: m.bias.zero_()
     C = players.discriminator
-    for m in C.modules():
+    for m in _own_modules(C):
         if not isinstance(m, (nn.Conv2d, nn.Linear)): continue
         edge = (6/fans(m))**.5
         m.weight.uniform_(-edge, edge)
-        m.bias.fill_(0 if m in (C.conv5.conv, C.class_head.fc1) else .1)
+        m.bias.fill_(.1)
+    normed = C.class_head.fc1, *([C.backbone.conv5.conv] if isinstance(C.backbone, AlexNet) else [])
+    for m in normed: m.bias.zero_()
 
+# %% ../nbs/23_recipe.ipynb #5f0e6c21
 def as_tensorflow(players): # TwoPlayers, changed in place
     "Batch norm's constants, and the first weights."
-    for m in players.modules():
+    for m in _own_modules(players):
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.eps = 1e-3
-    for m in players.discriminator.modules():
+    for m in _own_modules(players.discriminator):
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.register_parameter('weight', None)
     first_weights(players)
 
-def build(recipe, backbone=None): # a Recipe; C's convolutions, None: AlexNet
-    "E, D, R and C with fresh weights, channels last."
+def build(
+    recipe,         # a Recipe
+    backbone=None   # C's convolutions, see 14_backbone, used as they are; None: a fresh AlexNet
+):                  # TwoPlayers
+    "E, D, R and C with fresh weights, channels last. A backbone of your own keeps its weights and constants."
     r = recipe
     try:
         autoencoder = AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh, r.conventions == 'tensorflow')
@@ -251,7 +266,7 @@ def build(recipe, backbone=None): # a Recipe; C's convolutions, None: AlexNet
         if 'allocate' not in str(e): raise
         raise RecipeError(f'recipe: networks of width {r.width} for {r.size} px and {r.layers} layers do not fit into '
                           'memory. Take a smaller width or size, or more layers.') from None
-    for m in players.modules():
+    for m in _own_modules(players):
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.momentum = r.bn_momentum
     if r.conventions == 'tensorflow': as_tensorflow(players)
     return players.to(memory_format=torch.channels_last)
