@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .core import (atomic_write, CheckpointError, Diverged, provenance, rank, RunError, WeightsError,
+from .core import (atomic_write, CheckpointError, Diverged, is_temporary, provenance, rank, RunError, WeightsError,
                                  world_size, write_json)
 from .data import enough
 from .players import TwoPlayers
@@ -130,12 +130,12 @@ def load_weights(
     return players.to(device).eval()
 
 # %% ../nbs/26_runs.ipynb #a4e6c28c
-NOT_BEGUN = ('recipe.json', 'recipe.json.tmp', 'run.json.tmp')      # what a run leaves that was killed before its first step
+NOT_BEGUN = ('recipe.json',)      # what a run leaves that was killed before its first step, beside temporary files
 
 def free_folder(out): # a path
     "`out` as a Path. RunError if something is there already."
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(f.name not in NOT_BEGUN for f in out.iterdir())):
+    if out.exists() and (not out.is_dir() or not all(f.name in NOT_BEGUN or is_temporary(f) for f in out.iterdir())):
         raise RunError(f'{out}: exists already. Continue it with --resume, or choose another --out.')
     return out
 

@@ -65,7 +65,7 @@ def test_every_flipped_bit_is_found(tmp_path):
 
 
 def test_a_run_killed_before_it_began_does_not_block_its_folder(tmp_path):
-    for left in [], ['recipe.json.tmp'], ['recipe.json', 'run.json.tmp']:
+    for left in [], ['.recipe.json.0123456789abcdef.tmp'], ['recipe.json', '.run.json.fedcba9876543210.tmp']:
         for name in left: (tmp_path/name).touch()
         assert training.free_folder(tmp_path) == tmp_path
     (tmp_path/'holiday.jpg').touch()
