@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SpotError', 'ImagesError', 'RecipeError', 'WeightsError', 'CheckpointError', 'RunError', 'Diverged', 'DiskError',
            'has_bf16', 'autocast', 'bars', 'free_memory', 'device_name', 'rank', 'world_size', 'shard', 'all_gather',
-           'all_reduce_mean', 'remove_unused', 'is_temporary', 'new_file', 'atomic_write', 'write_json', 'cache_dir',
-           'provenance', 'commit']
+           'all_reduce_mean', 'lock_file', 'remove_unused', 'is_temporary', 'new_file', 'atomic_write', 'write_json',
+           'cache_dir', 'provenance', 'commit']
 
 # %% ../nbs/00_core.ipynb #627768c8
 import json, os, platform, re, secrets, subprocess, sys, warnings
@@ -27,7 +27,7 @@ class SpotError(Exception):
     "An error that the user can fix: one line that names the thing and the fix."
 
 class ImagesError(SpotError):
-    "Images are missing, too few, too small or not readable. Give others or another size, or fix the file that is named."
+    "Images are missing, too few, too small or not readable. Give others or another size, or fix the named file."
 class RecipeError(SpotError):
     "A field of the recipe is unknown or out of range, or two do not go together. Change the field that is named."
 class WeightsError(SpotError):
@@ -136,7 +136,7 @@ def all_reduce_mean(t): # a tensor of this process
 try: import fcntl
 except ImportError: fcntl = None    # Windows, which does not remove an open file anyway
 
-def _lock(f, alone=False):
+def lock_file(f, alone=False):
     "Marks an open file as in use for as long as it is open or mapped; False if others use it and we want it `alone`."
     if not fcntl: return True
     try: fcntl.flock(f, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
@@ -148,7 +148,7 @@ def remove_unused(file): # a path
     "Removes a file, unless it is in use or another process was faster; says whether it is gone."
     try:
         with open(file, 'rb', opener=lambda p, flags: os.open(p, flags | getattr(os, 'O_NOFOLLOW', 0))) as f:
-            if _lock(f, alone=True): file.unlink()
+            if lock_file(f, alone=True): file.unlink()
     except OSError: pass
     return not os.path.lexists(file)
 
@@ -170,7 +170,7 @@ def new_file(
     tmp = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.tmp')
     try:
         with open(tmp, 'x+b', opener=lambda p, flags: os.open(p, flags, mode)) as f:     # x: it must not exist
-            _lock(f)
+            lock_file(f)
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -194,7 +194,7 @@ def atomic_write(
     try:
         with new_file(path, older=older) as f: write(Path(f.name))
     except (OSError, RuntimeError, SafetensorError) as e:
-        cause = e.__context__ if isinstance(e.__context__, OSError) else e  # PyTorch hides the disk's error behind its own
+        cause = e.__context__ if isinstance(e.__context__, OSError) else e  # PyTorch raises its own
         why = getattr(cause, 'strerror', None) or str(cause).splitlines()[0]
         raise DiskError(f'{path}: could not be written ({why}). Free some space or change its rights; '
                         'a run that was cut off continues with --resume.') from None

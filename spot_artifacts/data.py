@@ -316,6 +316,8 @@ class TensorDL:
     def read(self, i):
         "Images `i`, (n, 3, S, S) uint8, on the device."
         return self.source.pixels(i.to(self.source.store.device), self.device)
+    @property
+    def dataset(self): return self.data     # fastai's name for it
     def __len__(self): return self.steps
     def __iter__(self):
         order = torch.arange(self.n, device=self.device).split(self.bs)

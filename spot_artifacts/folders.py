@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'CACHE_GB', 'load_image', 'list_images', 'where_kept', 'folder_images', 'split_folders', 'link_listing',
-           'stl10']
+           'stl10', 'as_image_set']
 
 # %% ../nbs/02_folders.ipynb #cf44ab92
-import hashlib, json, math, os, sys, warnings
+import hashlib, json, math, operator, os, sys, warnings
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from .core import (_lock, bars, cache_dir, DiskError, free_memory, ImagesError, is_temporary,
+from .core import (bars, cache_dir, DiskError, free_memory, ImagesError, is_temporary, lock_file,
                                  new_file, remove_unused)
 from .data import ImageSet, sha256_of
 
@@ -47,7 +47,7 @@ def _rgb(img):
     return img.convert('RGB')
 
 # %% ../nbs/02_folders.ipynb #94df499e
-_LARGE = Lock()    # large images are decoded one at a time: eight threads with 89 million pixels each would fill the memory
+_LARGE = Lock()    # large images are decoded one at a time: eight of 89 million pixels would fill the memory
 
 def _square(file, size):
     "The centred square of one image file, (3, size, size) uint8, or a string that says why not."
@@ -87,7 +87,7 @@ def _image_files(folder, above=()):
         p = folder/e.name
         known = p if e.is_symlink() else e                      # an entry knows its kind without asking the disk again
         if known.is_dir(): yield from _image_files(p, (*above, real))
-        elif p.suffix.lower() in SUFFIXES and (known.is_file() or not p.exists()): yield p    # no pipe: it may wait forever
+        elif p.suffix.lower() in SUFFIXES and (known.is_file() or not p.exists()): yield p    # no pipe: it may hang
 
 def list_images(
     path    # a folder
@@ -119,12 +119,13 @@ def _decoded(files, size, progress):
 def _say_skipped(path, n, skipped):
     "One line about the skipped files, on stderr."
     few = ', '.join(f'{file} ({why})' for file, why in skipped[:3]) + ', ...'*(len(skipped) > 3)
-    print(*f'{path}: skipped {len(skipped)} of {n} images: {few}'.split(), file=sys.stderr)     # names may have line ends
+    print(*f'{path}: skipped {len(skipped)} of {n} images: {few}'.split(), file=sys.stderr)    # no line ends of names
 
 # %% ../nbs/02_folders.ipynb #ad1115d3
 def _refuse(why):
     "ImagesError for the first of the files that cannot be used, {file: reason}."
-    for file, reason in why.items(): raise ImagesError(f'{file}: {reason}. Fix or remove this file, or leave out strict.')
+    for file, reason in why.items():
+        raise ImagesError(f'{file}: {reason}. Fix or remove this file, or leave out strict.')
 
 def _decode_into(images, files, size, progress, strict):
     "Fills the first rows of `images`; {file: reason} of the files that cannot be used."
@@ -159,8 +160,7 @@ def _folder_cache(files, size):
     return cache_dir()/f'folder-{h.hexdigest()[:32]}.bytes'
 
 def _make_room(keep):
-    """Removes what killed runs left half written, and the longest unused of the decoded folders until `CACHE_GB` are left;
-    never `keep` or what is in use."""
+    "Removes what killed runs left, and the longest unused folders beyond `CACHE_GB`; never `keep`, or one in use."
     for file in keep.parent.glob('.folder-*.tmp'):
         if is_temporary(file): remove_unused(file)
     about = {f: f.stat() for f in keep.parent.glob('folder-*.bytes')}
@@ -175,7 +175,7 @@ def _make_room(keep):
 _take_room = getattr(os, 'posix_fallocate', lambda fd, start, n: os.truncate(fd, start + n))
 
 def _decode_to_disk(file, files, shape, progress, strict):
-    "Decodes all images into `file`; a note beside it holds their checksum and the reasons of those that cannot be used."
+    "Decodes all images into `file`; a note beside it holds their checksum and why the others cannot be used."
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file, 0o600) as f:
         _take_room(f.fileno(), 0, math.prod(shape))
@@ -190,7 +190,7 @@ def _open_decoded(file, files, shape):
     try:
         note = json.loads(file.with_suffix('.json').read_text())
         with file.open('rb') as f:
-            _lock(f)
+            lock_file(f)
             images = torch.from_numpy(np.memmap(f, np.uint8, 'c', shape=shape))
         if sha256_of([images]) != note['sha256']: return None
         why = {files[i]: str(reason) for i, reason in note['skipped']}
@@ -202,18 +202,18 @@ def _open_decoded(file, files, shape):
 def _read_to_disk(files, size, progress, strict):
     "As `_read`, but the images are mapped from a file."
     file, shape = _folder_cache(files, size), (len(files), 3, size, size)
-    what = f'{len(files)} images of {size} px'
+    what, gb = f'{len(files)} images of {size} px', f'{math.prod(shape)/1e9:.1f} GB'
     try:
         found = _open_decoded(file, files, shape)
         if not found:
-            print(f'{what} do not fit into memory: decoded once into {file}, {math.prod(shape)/1e9:.1f} GB', file=sys.stderr)
+            print(f'{what} do not fit into memory: decoded once into {file}, {gb}', file=sys.stderr)
             _decode_to_disk(file, files, shape, progress, strict)
             found = _open_decoded(file, files, shape)
-            if not found: raise DiskError(f'{file}: not what was written. Check the disk, or set XDG_CACHE_HOME to another.')
+            if not found: raise DiskError(f'{file}: damaged at once. Check the disk, or set XDG_CACHE_HOME.')
         with suppress(FileNotFoundError): _make_room(file)         # another process makes room too
     except OSError as e:
-        raise DiskError(f'{file}: could not keep the {math.prod(shape)/1e9:.1f} GB of {what}, which do not fit into memory '
-                        f'({e.strerror}). Free some space, give a smaller size, or set XDG_CACHE_HOME to a larger disk.') from None
+        raise DiskError(f'{file}: could not keep the {gb} of {what}, which do not fit into memory ({e.strerror}). '
+                        'Free some space, give a smaller size, or set XDG_CACHE_HOME to a larger disk.') from None
     images, why = found
     if strict: _refuse(why)
     return images[:len(files) - len(why)], why
@@ -242,7 +242,7 @@ def folder_images(
     of = _class_of(files, path) if labelled else [None]*len(files)
     classes = tuple(sorted({c for c in of if c}))
     if labelled and len(classes) < 2:
-        raise ImagesError(f'{path}: {len(classes)} sub-folder(s) with images. Give each of two or more classes its own.')
+        raise ImagesError(f'{path}: {len(classes)} sub-folder(s) with images. Give each of two or more classes one.')
     why = {f: 'in no class folder' for f, c in zip(files, of) if labelled and c is None}
     if strict: _refuse(why)
     read = _read if _in_memory(len(files), size) else _read_to_disk
@@ -261,14 +261,14 @@ def folder_images(
 def _class_folders(path):
     "Names of the class folders in `path`; ImagesError if they cannot be the classes."
     if not path.is_dir():
-        raise ImagesError(f'{path}: no such folder. Give train/<class>/<images> and val/<class>/<images>, as in ImageNet.')
+        raise ImagesError(f'{path}: no such folder. Give train/<class>/... and val/<class>/..., as in ImageNet.')
     names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
     if len(names) < 2:
         raise ImagesError(f'{path}: {len(names)} class folders. If its images lie side by side, as in ImageNet\'s val, '
                           'link_listing sorts them by a listing.')
     if all(len(n) == 1 for n in names):
-        raise ImagesError(f'{path}: folders {names[0]} to {names[-1]} are letters and the classes lie below, as in Places. '
-                          'link_listing makes class folders from its listing.')
+        raise ImagesError(f'{path}: folders {names[0]} to {names[-1]} are letters and the classes lie below, as in '
+                          'Places. link_listing makes class folders from its listing.')
     return names
 
 def split_folders(
@@ -280,8 +280,8 @@ def split_folders(
     a, b = (set(_class_folders(folder)) for folder in (train, val))
     if a != b:
         odd, other = (min(a - b), val) if a - b else (min(b - a), train)
-        raise ImagesError(f'{root}: {len(a ^ b)} class folders are in one of train and {val.name} only, the first is {odd}. '
-                          f'Make {other/odd}, or remove the other one.')
+        raise ImagesError(f'{root}: {len(a ^ b)} class folders are in one of train and {val.name} only, the first is '
+                          f'{odd}. Make {other/odd}, or remove the other one.')
     return train, val
 
 # %% ../nbs/02_folders.ipynb #fdf0e847
@@ -297,7 +297,7 @@ def link_listing(
         file, _, label = line.replace(',', ' ').rpartition(' ')
         name, label = file.strip().strip('/'), label.replace('/', '-').lstrip('.')
         if not (images/name).is_file():
-            raise ImagesError(f'{listing}: no file {images/name}. Each line is an image\'s path below {images}, and its class.')
+            raise ImagesError(f'{listing}: no file {images/name}. Give an image\'s path below {images} and its class.')
         (out/label).mkdir(parents=True, exist_ok=True)
         (out/label/name.replace('/', '-')).symlink_to(images/name)
     return out
@@ -321,7 +321,8 @@ def _stl10_download(root):
     "Let torchvision fetch, check and unpack the archive, unless the files are there and whole."
     from torchvision.datasets import STL10
     try: STL10(root, 'test', download=True)
-    except (OSError, RuntimeError) as e: raise ImagesError(f'STL-10 could not be downloaded to {root}: {e}. Try again later.')
+    except (OSError, RuntimeError) as e:
+        raise ImagesError(f'STL-10 could not be downloaded to {root}: {e}. Try again later.')
 
 # %% ../nbs/02_folders.ipynb #d9b5eb87
 def stl10(
@@ -351,4 +352,65 @@ def stl10(
                         f'or unpack stl10_binary.tar.gz in {root}.')
     except IndexError: raise ImagesError(f'{folder}: files do not fit together. Fetch STL-10 again with download=True.')
     name = f'stl10-{split}' + (f'-fold{fold}' if fold is not None else '')
-    return ImageSet(_stl10_images(columns, index, size), labels, classes if labels is not None else (), f'{name}-{size}')
+    images = _stl10_images(columns, index, size)
+    return ImageSet(images, labels, classes if labels is not None else (), f'{name}-{size}')
+
+# %% ../nbs/02_folders.ipynb #429d06f6
+def _pillow(image, item):
+    "One item's image as a Pillow image; `item`: its name, for errors."
+    if isinstance(image, Image.Image): return image
+    if not torch.is_tensor(image) or image.ndim != 3 or len(image) not in (1, 3):
+        what = f'shape {tuple(image.shape)}' if torch.is_tensor(image) else f'a {type(image).__name__}'
+        raise ImagesError(f'{item}: {what}. Give a Pillow image or a tensor (3, H, W).')
+    image = image.detach().cpu().as_subclass(torch.Tensor)
+    if image.is_floating_point():
+        low, high = image.min(), image.max()
+        if not 0 <= low <= high <= 1:
+            raise ImagesError(f'{item}: values from {low:.2g} to {high:.2g}. Give 0 to 1: normalise nothing.')
+        image = (image*255).round()
+    return Image.fromarray(image.byte().expand(3, -1, -1).permute(1, 2, 0).numpy())
+
+def _image_and_label(dataset, i):
+    "Item i's Pillow image, and its label if that is an integer, else -1."
+    item = dataset[i]
+    image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
+    try: label = operator.index(label)
+    except TypeError: label = -1
+    return _pillow(image, f'{type(dataset).__name__}[{i}]'), label
+
+# %% ../nbs/02_folders.ipynb #460bc0f5
+def _dataset_images(dataset, size, classes):
+    "The items of a data set that gives an image, or an image and its label, by number."
+    name, n = type(dataset).__name__, len(dataset)
+    if not n: raise ImagesError(f'{name}: no images. Give a data set with images.')
+    size = size or min(_image_and_label(dataset, 0)[0].size)
+    if not _in_memory(n, size):
+        raise ImagesError(f'{name}: {n} images of {size} px do not fit into memory. Give a folder or a smaller size.')
+    images, labels = torch.empty(n, 3, size, size, dtype=torch.uint8), torch.empty(n, dtype=torch.long)
+    for i in range(n):
+        image, labels[i] = _image_and_label(dataset, i)
+        if min(image.size) < size:
+            raise ImagesError(f'{name}[{i}]: {image.width} x {image.height} px, not {size} px. Give a smaller size.')
+        images[i] = torch.from_numpy(np.array(ImageOps.fit(_rgb(image), (size, size)))).permute(2, 0, 1)
+    if labels.min() < 0: return ImageSet(images, name=f'{name}-{size}')
+    return ImageSet(images, labels, tuple(map(str, classes or range(labels.max() + 1))), f'{name}-{size}')
+
+# %% ../nbs/02_folders.ipynb #5597fa2f
+def as_image_set(
+    source,                # folder, `ImageSet`, uint8 tensor (N, 3, S, S), data set or `DataLoaders` (training part)
+    size:int|None=None,    # height and width, px; None: as the images are, and for a folder an error
+    labelled:bool=False    # of a folder: is each first-level sub-folder a class?
+) -> ImageSet:             # labels are kept where there are any
+    "Any source of images as an `ImageSet`. ImagesError if it is none, or of another size."
+    if isinstance(source, (str, os.PathLike)):
+        if size is None: raise ImagesError(f'{source}: a folder needs a size. Give height and width in px.')
+        return folder_images(source, size, labelled)
+    if torch.is_tensor(source): source = ImageSet(source)
+    classes = getattr(source, 'vocab', ())
+    source = getattr(source, 'train_ds', source)
+    if isinstance(source, ImageSet):
+        if size in (None, source.size): return source
+        raise ImagesError(f'{source.name}: images of {source.size} px, not {size} px. Give others, or another size.')
+    if not (hasattr(source, '__getitem__') and hasattr(source, '__len__')):
+        raise ImagesError(f'{type(source).__name__}: Give a folder, ImageSet, tensor, data set or DataLoaders.')
+    return _dataset_images(source, size, classes or getattr(source, 'classes', ()))

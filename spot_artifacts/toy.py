@@ -123,7 +123,7 @@ def _draw_set(n, size, seed):
     "`n` rendered images, classes equally frequent and in random order."
     g, threads = torch.Generator().manual_seed(seed), torch.get_num_threads()
     labels = torch.arange(n)[torch.randperm(n, generator=g)] % len(CLASSES)
-    torch.set_num_threads(1)                                    # on chunks this small, threads cost more than they bring
+    torch.set_num_threads(1)                                # on chunks this small, threads cost more than they bring
     try: images, boxes, parts = map(torch.cat, zip(*[_render(chunk, size, g) for chunk in labels.split(32)]))
     finally: torch.set_num_threads(threads)
     return dict(images=images, labels=labels, boxes=boxes, parts=parts)
