@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from .core import launched, shard, world_size
-from .data import _shuffled, TensorDL
+from .data import TensorDL
 from fastai.callback.core import Callback
 
 # %% ../nbs/27_distributed.ipynb #4ce0ac6f

@@ -18,8 +18,8 @@ import torch
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .core import (atomic_write, CheckpointError, Diverged, file_lock, ImagesError, provenance, rank,
-                                 RecipeError, RunError, WeightsError, world_size, write_json)
+from .core import (atomic_write, CheckpointError, Diverged, ImagesError, is_temporary, lock_file,
+                                 provenance, rank, RecipeError, RunError, WeightsError, world_size, write_json)
 from .data import enough
 from .players import TwoPlayers
 from .game import Stateful
@@ -185,7 +185,7 @@ NOT_BEGUN = ('recipe.json', '.lock')      # what a run leaves that was killed be
 def free_folder(out): # a path
     "`out` as a Path. RunError if something is there already."
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(f.name not in NOT_BEGUN for f in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(f.name not in NOT_BEGUN and not is_temporary(f) for f in out.iterdir())):
         raise RunError(f'{out}: exists already. Continue it with --resume, or choose another --out.')
     return out
 
@@ -195,7 +195,7 @@ def folder_lock(folder): # an existing folder
     path = Path(folder)/'.lock'
     with path.open('a+') as f:
         if not rank():
-            if not file_lock(f, alone=True):
+            if not lock_file(f, alone=True):
                 f.seek(0)
                 raise RunError(f'{folder}: in use by process {f.read().strip() or "unknown"}. '
                                'Wait for it to end, or choose another --out.')

@@ -67,7 +67,8 @@ def test_every_flipped_bit_is_found(tmp_path):
 
 
 def test_a_run_killed_before_it_began_does_not_block_its_folder(tmp_path):
-    for left in [], ['.lock'], ['recipe.json']:
+    killed = '.recipe.json.0123456789abcdef.tmp', '.run.json.fedcba9876543210.tmp'
+    for left in [], ['.lock'], [killed[0]], ['recipe.json', killed[1]]:
         for name in left: (tmp_path/name).touch()
         assert free_folder(tmp_path) == tmp_path
     (tmp_path/'holiday.jpg').touch()
