@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from .core import launched, shard, world_size
-from .data import TensorDL
+from .data import shuffled_batches, TensorDL
 from fastai.callback.core import Callback
 
 # %% ../nbs/27_distributed.ipynb #4ce0ac6f
 class ShardedDL(TensorDL):
     "Draws order and augmentation for the batch of all processes, and makes this process's part."
     def __iter__(self):
-        for _, i in zip(range(self.steps), _shuffled(self.n, self.bs, self.g)):
+        for _, i in zip(range(self.steps), shuffled_batches(self.n, self.bs, self.g)):
             drawn = map(shard, self.augment.draw(len(i), self.g, self.device))
-            yield (self.augment.apply(self.images[shard(i).to(self.images.device)].to(self.device), *drawn),)
+            yield (self.augment.apply(self.read(shard(i)), *drawn),)
 
 # %% ../nbs/27_distributed.ipynb #f81d652e
 class DataParallel(Callback):
