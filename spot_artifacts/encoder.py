@@ -59,7 +59,7 @@ class Encoder(nn.Sequential):
 
 # %% ../nbs/10_encoder.ipynb #3833927e
 def encoder_layers(size,        # image size in px
-                   grid=None,   # entries per side of phi; None = the paper's four layers, fewer where fewer than 6 are left
+                   grid=None,   # entries per side of phi; None = the paper's four layers, fewer if these leave under 6
                   )->int:       # layers, at least 1
     "Number of strided layers that take `size` px to the wanted grid."
     if grid is not None:
