@@ -14,7 +14,7 @@ import torch
 from .core import SpotError
 from .losses import mask_scores
 from .monitor import to_image
-from .visualize import judge, play_once
+from .visualize import discriminate, play_once
 from .figures import mixture
 from .report import STYLE
 
@@ -34,7 +34,7 @@ def rounds(
 )->list:        # per image a dictionary that JSON can say
     "What the page needs to know of each image. `dropped` and `guess` are grids of digits, row by row: 1 where entries were dropped, and where C says so."
     seen, corrupt, mask = mixture(players, images, seed)
-    replicas, (p_real, p_dropped) = play_once(players, images, seed)[0][1], judge(players, seen.to(next(players.parameters()).device))
+    replicas, (p_real, p_dropped) = play_once(players, images, seed)[0][1], discriminate(players, seen.to(next(players.parameters()).device))
     digits = lambda grid: ''.join(str(int(v)) for v in grid.flatten())
     return [dict(shown=png(image), corrupt=bool(c), whole=png(whole) if c else '', p=round(float(p), 3), grid=len(omega), dropped=digits(1 - omega), guess=digits(guess))
             for image, c, whole, omega, p, guess in zip(seen, corrupt, replicas, mask[:, 0], p_real, p_dropped > .5)]

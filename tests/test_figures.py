@@ -57,7 +57,7 @@ def test_real_is_what_c_calls_real(players, held_out):
 
 
 def test_the_panel_is_a_picture_where_nobody_can_click(players, held_out):
-    assert not figures.can_click()
+    assert not figures._can_click()
     fig = figures.damage_panel(players, held_out.images[0])
     assert len(fig.axes) == 4
     matplotlib.pyplot.close(fig)
