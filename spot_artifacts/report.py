@@ -123,9 +123,9 @@ ul.aims strong{color:var(--mark)}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%;font-size:.95rem}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child{text-align:left;font-weight:600}
+th:first-child{text-align:left;font-weight:600;white-space:normal}
 tr:last-child>*{border-bottom:0}
-td.text{white-space:normal;text-align:left}
+td.text{white-space:normal;text-align:left;overflow-wrap:anywhere}
 pre{font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere;padding:.8rem}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.4rem}
 """
