@@ -12,7 +12,7 @@ from pathlib import Path
 # %% ../nbs/54_game_page.ipynb #35d4a94e
 import torch
 from .core import SpotError
-from .losses import mask_scores
+from .losses import balanced_accuracy
 from .monitor import to_image
 from .visualize import discriminate, play_once
 from .figures import mixture
@@ -48,8 +48,9 @@ def guess_score(
     found    # what `rounds` gives, at least one of them corrupt
 )->float:    # percent, chance 50
     "Balanced accuracy of C's mask head: dropped and kept entries of the corrupt images weigh the same."
-    grids = lambda key: torch.tensor([[float(v) for v in r[key]] for r in found if r['corrupt']])
-    return 100*mask_scores(.5 - grids('guess'), 1 - grids('dropped'))['mask_accuracy'].item()
+    grids = lambda key: torch.tensor([[v == '1' for v in r[key]] for r in found if r['corrupt']])
+    dropped, guess = grids('dropped'), grids('guess')
+    return 100*balanced_accuracy(guess[dropped], guess[~dropped]).item()
 
 # %% ../nbs/54_game_page.ipynb #1ad7258d
 _GAME = {}
