@@ -22,7 +22,7 @@ import torch
 from .core import atomic_write, file_lock, provenance, rank, RunError, SpotError, write_json
 from .data import to_float
 from .damage import draw_mask
-from .discriminator import LAYERS
+from .backbone import LAYERS
 from .recipe import Recipe
 from .runs import free_folder, load_weights
 from .pretrain import measure, pretrain

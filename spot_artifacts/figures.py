@@ -26,7 +26,7 @@ from .data import to_float
 from .encoder import receptive_field
 from .damage import draw_mask
 from .repair import RepairBlock
-from .discriminator import LAYERS, SameConv, SamePool
+from .backbone import LAYERS, SameConv, SamePool
 from .monitor import picture_rows, to_image
 from .visualize import as_grid, discriminate, GREY, image_axes, play_once, seeded, show_columns
 
@@ -264,8 +264,8 @@ def layer_field(
 ):                    # field of a unit, step from one to the next, left edge of the first (0 or less), all in px
     "What a unit of a layer of C sees, from kernels, strides and SAME padding."
     field, step, start, n = 1, 1, 0, size
-    for m in (m for name in LAYERS[:LAYERS.index(layer) + 1] for m in getattr(discriminator, name)):
-        if not isinstance(m, (SameConv, SamePool)): continue
+    layers = [getattr(discriminator.backbone, name) for name in LAYERS[:LAYERS.index(layer) + 1]]
+    for m in (m for layer in layers for m in layer if isinstance(m, (SameConv, SamePool))):
         kernel, stride = (v if isinstance(v, int) else v[0] for v in (m.kernel_size, m.stride))
         padded = max((-(-n//stride) - 1)*stride + kernel - n, 0)//2
         field, start = field + (kernel - 1)*step, start - padded*step
@@ -320,7 +320,7 @@ def features_figure(
 ):              # matplotlib figure
     "Fig. 7: conv1's filters, and the patches that five units of each layer respond to most."
     C = players.discriminator
-    filters = C.conv1.conv.weight.detach().float().cpu()
+    filters = C.backbone.conv1.conv.weight.detach().float().cpu()
     tiles = {'conv1 weights': filters/filters.abs().amax((1, 2, 3), keepdim=True), **top_activations(C, images)}
     fig, axs = image_axes(3, 2, gap=.13, top=.2)
     for ax, (name, batch) in zip(axs.flat, tiles.items()):
@@ -387,8 +387,8 @@ def grad_cam(
     layer='conv4'     # whose channels are weighed
 ):                    # maps (n, M, N), 0 or more, on the CPU
     "Grad-CAM for the decision between real and corrupt (section 5.3)."
-    kept = []
-    hook = getattr(discriminator.eval(), layer).register_forward_hook(lambda module, args, h: kept.append(h))
+    kept, module = [], getattr(discriminator.eval().backbone, layer)
+    hook = module.register_forward_hook(lambda module, args, h: kept.append(h))
     try:
         with torch.enable_grad():
             score, _ = discriminator(seen.to(next(discriminator.parameters()).device).requires_grad_())

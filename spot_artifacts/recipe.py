@@ -19,6 +19,8 @@ from torch import nn
 from .core import RecipeError, SpotError, write_json
 from .encoder import encoder_layers
 from .decoder import AutoEncoder
+from .backbone import AlexNet
+from .discriminator import Discriminator
 from .players import TwoPlayers
 
 # %% ../nbs/23_recipe.ipynb #8078e485
@@ -201,6 +203,12 @@ def load(cls:Recipe, path): # a JSON file
     except (ValueError, IsADirectoryError, RecursionError) as e: raise RecipeError(f'{path}: not JSON ({e}).') from None
 
 # %% ../nbs/23_recipe.ipynb #805599a3
+def _own_modules(net): # TwoPlayers or Discriminator
+    "Its modules, without those of a backbone that is not ours."
+    given = [m.backbone for m in net.modules() if isinstance(m, Discriminator) and not isinstance(m.backbone, AlexNet)]
+    leave = {m for b in given for m in b.modules()}
+    return [m for m in net.modules() if m not in leave]
+
 @torch.no_grad()
 def first_weights(players): # TwoPlayers, changed in place
     "The released code's: truncated normal ones in E, D and R, Xavier's in C, whose biases are 0.1 where no batch norm follows."
@@ -213,31 +221,36 @@ def first_weights(players): # TwoPlayers, changed in place
         nn.init.trunc_normal_(m.weight, std=std, a=-2*std, b=2*std)
         if m.bias is not None: m.bias.zero_()
     C = players.discriminator
-    for m in C.modules():
+    for m in _own_modules(C):
         if not isinstance(m, (nn.Conv2d, nn.Linear)): continue
         edge = (6/fans(m))**.5
         m.weight.uniform_(-edge, edge)
-        m.bias.fill_(0 if m in (C.conv5.conv, C.class_head.fc1) else .1)
+        m.bias.fill_(.1)
+    normed = C.class_head.fc1, *([C.backbone.conv5.conv] if isinstance(C.backbone, AlexNet) else [])
+    for m in normed: m.bias.zero_()
 
+# %% ../nbs/23_recipe.ipynb #5f0e6c21
 def as_tensorflow(players): # TwoPlayers, changed in place
     "Batch norm's constants, and the first weights."
-    for m in players.modules():
+    for m in _own_modules(players):
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.eps = 1e-3
-    for m in players.discriminator.modules():
+    for m in _own_modules(players.discriminator):
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.register_parameter('weight', None)
     first_weights(players)
 
-def build(recipe, backbone=None): # a Recipe; C's convolutions, None: AlexNet
-    "E, D, R and C with fresh weights, channels last."
+def build(
+    recipe,         # a Recipe
+    backbone=None   # C's convolutions: a module as 14_backbone describes it, used as it is, not copied; None: a fresh AlexNet
+):                  # TwoPlayers
+    "E, D, R and C with fresh weights, channels last. A backbone of your own keeps its weights and constants."
     r = recipe
     try:
-        players = TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh, r.conventions == 'tensorflow'), r,
-                             backbone)
+        players = TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh, r.conventions == 'tensorflow'), r, backbone)
     except RuntimeError as e:
         if 'allocate' not in str(e): raise
         raise RecipeError(f'recipe: networks of width {r.width} for {r.size} px and {r.layers} layers do not fit into memory. '
                           'Take a smaller width or size, or more layers.') from None
-    for m in players.modules():
+    for m in _own_modules(players):
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.momentum = r.bn_momentum
     if r.conventions == 'tensorflow': as_tensorflow(players)
     return players.to(memory_format=torch.channels_last)

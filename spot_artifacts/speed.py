@@ -34,7 +34,7 @@ from .encoder import ConvNorm, encoder_layers
 from .decoder import squared_error
 from .damage import damage, draw_mask, local_mean
 from .repair import RepairBlock
-from .discriminator import LAYERS, SamePool
+from .backbone import LAYERS
 from .losses import class_loss, kept_error, mask_loss, repair_loss
 from .players import GameLoss, without_gradient
 from .game import ImagesAreTargets
@@ -398,8 +398,8 @@ def plain_probe(net, train, test, labels, values): # Discriminator; two labelled
     train, found = draw(train, labels, 0), {}
     net.eval()
     for i, name in enumerate(LAYERS):
-        body = nn.Sequential(*(getattr(net, layer) for layer in LAYERS[:i + 1]))
-        def forward_layers(images): return torch.cat([pool_to(body(to_float(x)), values) for x in images.split(250)]).numpy()
+        body = nn.Sequential(*(getattr(net.backbone, layer) for layer in LAYERS[:i + 1]))
+        def features(images): return torch.cat([pool_to(body(to_float(x)), values) for x in images.split(250)]).numpy()
         x, xt, y = features(train.images), features(test.images), train.labels.numpy()
         found[name] = 100*fit_probe(x, y, choose_l2(x, y)).score(xt, test.labels.numpy())
     return found

@@ -39,7 +39,7 @@ class Pretend(Callback):
     order = 81
     def __init__(self, **what): self.what = what
     def before_validate(self):
-        if 'dead' in self.what: self.model.discriminator.conv5.norm.bias.data.fill_(-100)
+        if 'dead' in self.what: self.model.discriminator.backbone.conv5.norm.bias.data.fill_(-100)
     def after_pred(self):
         if 'same' in self.what and not self.training: self.learn.pred = self.pred._replace(fake=self.pred.fake[:1].expand_as(self.pred.fake))
     def after_epoch(self): self.epoch_log.rows[-1]['accuracy'] = self.what.get('accuracy', .8)
