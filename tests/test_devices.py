@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from spot_artifacts.core import SpotError
 from spot_artifacts.toy import toy_images
 from fastai.callback.core import Callback
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
 from spot_artifacts.runs import load_checkpoint
 

@@ -11,7 +11,7 @@ from spot_artifacts.toy import toy_images
 from spot_artifacts.data import random_split
 from spot_artifacts.game import Balance, ReplayBuffer, EMA
 from spot_artifacts.players import GameLoss
-from spot_artifacts.pretrain import fit, measure, pretrain
+from spot_artifacts.pretraining import fit, measure, pretrain
 from spot_artifacts.recipe import Recipe, build
 from spot_artifacts.runs import load_weights
 from spot_artifacts.training import game_learner, get_dls
