@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SpotError', 'ImagesError', 'RecipeError', 'WeightsError', 'CheckpointError', 'RunError', 'Diverged', 'DiskError',
-           'has_bf16', 'autocast', 'bars', 'free_memory', 'device_name', 'rank', 'world_size', 'shard', 'all_gather',
-           'all_reduce_mean', 'atomic_write', 'write_json', 'cache_dir', 'provenance', 'commit']
+           'has_bf16', 'autocast', 'full', 'bars', 'free_memory', 'device_name', 'launched', 'rank', 'world_size',
+           'shard', 'all_gather', 'all_reduce_mean', 'atomic_write', 'write_json', 'cache_dir', 'file_lock',
+           'provenance', 'commit']
 
 # %% ../nbs/00_core.ipynb #627768c8
 import json, math, os, platform, subprocess, sys, warnings
@@ -49,6 +50,9 @@ def autocast(device, on): # where; whether it is wanted
     device = torch.device(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=on and has_bf16(device))
 
+def full(t): # a tensor of floats
+    "In float32, if it has less than that."
+    return t.float() if t.element_size() < 4 else t
 
 # %% ../nbs/00_core.ipynb #2dee55c5
 def bars()->bool: # for `progress`
@@ -70,9 +74,14 @@ def device_name(device): # cpu, cuda, cuda:1
     return f'{chip}, {threads} thread{"s"*(threads > 1)}'
 
 # %% ../nbs/00_core.ipynb #64f66889
+def launched(): # 1 without a launcher
+    "How many processes `torchrun` or `accelerate launch` started. A stray RANK or WORLD_SIZE alone means nothing."
+    ours = all(name in os.environ for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR'))
+    return int(os.environ['WORLD_SIZE']) if ours else 1
+
 def rank(): # 0 where there is one process
-    "Which of the run's processes this is, as `torchrun` has told it. Process 0 is the one that writes."
-    return int(os.environ.get('RANK', 0))
+    "Which of the run's processes this is. Process 0 is the one that writes."
+    return int(os.environ['RANK']) if launched() > 1 else 0
 
 # %% ../nbs/00_core.ipynb #5f4136a6
 def world_size(): # 1 without torchrun
@@ -84,7 +93,7 @@ def shard(t): # a tensor with the images of all processes along its first axis
     return t.chunk(world_size())[rank() % world_size()]
 
 def all_gather(t): # (n, ...) of this process
-    "The tensors of all processes, one behind the other: the opposite of `mine`."
+    "The tensors of all processes, one behind the other: the opposite of `shard`."
     if world_size() == 1: return t
     parts = [torch.empty_like(t, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, t.contiguous())
@@ -126,7 +135,7 @@ def cache_dir() -> Path: # `$XDG_CACHE_HOME/spot_artifacts`, or `~/.cache/spot_a
 try: import fcntl
 except ImportError: fcntl = None    # Windows, which does not remove an open file anyway
 
-def _lock(f, alone=False):
+def file_lock(f, alone=False):
     "Marks an open file as in use for as long as it is open or mapped; False if others use it and we want it `alone`."
     if not fcntl: return True
     try: fcntl.flock(f, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from .core import _lock, bars, cache_dir, DiskError, free_memory, ImagesError
+from .core import bars, cache_dir, DiskError, file_lock, free_memory, ImagesError
 from .data import DiskImages, ImageSet
 
 # %% ../nbs/02_folders.ipynb #5f475f76
@@ -152,7 +152,7 @@ def _new_file(path):
     fd, part = mkstemp('.part', f'{path.name}.', path.parent)      # readable by its owner only
     try:
         with open(fd, 'r+b') as f:
-            _lock(f)
+            file_lock(f)
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -177,7 +177,7 @@ def _remove_unused(file):
     "Removes a file, unless it is in use or another process was faster; says whether it is gone."
     try:
         with file.open('rb') as f:
-            if _lock(f, alone=True): file.unlink()
+            if file_lock(f, alone=True): file.unlink()
     except OSError: pass
     return not file.exists()
 
@@ -211,7 +211,7 @@ def _open_decoded(file, files, shape):
     try:
         note = json.loads(file.with_suffix('.json').read_text())
         with file.open('rb') as f:
-            _lock(f)
+            file_lock(f)
             images = np.memmap(f, np.uint8, 'r', shape=shape)
         if hashlib.sha256(images.reshape(-1)).hexdigest() != note['sha256']: return None
         why = {files[i]: str(reason) for i, reason in note['skipped']}

@@ -227,11 +227,12 @@ def as_tensorflow(players): # TwoPlayers, changed in place
         if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.register_parameter('weight', None)
     first_weights(players)
 
-def build(recipe): # a Recipe
+def build(recipe, backbone=None): # a Recipe; C's convolutions, None: AlexNet
     "E, D, R and C with fresh weights, channels last."
     r = recipe
     try:
-        players = TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh, r.conventions == 'tensorflow'), r)
+        players = TwoPlayers(AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh, r.conventions == 'tensorflow'), r,
+                             backbone)
     except RuntimeError as e:
         if 'allocate' not in str(e): raise
         raise RecipeError(f'recipe: networks of width {r.width} for {r.size} px and {r.layers} layers do not fit into memory. '

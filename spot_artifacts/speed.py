@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'WITHOUT', 'PLAIN', 'COSTS', 'NAMES', 'Files', 'FileDL', 'PlainAutoencoder', 'PlainGame', 'concatenated',
-           'padded', 'looked_at_again', 'as_they_come', 'loop_adam', 'Wait', 'Variant', 'players_of', 'Work', 'sync',
-           'fastest', 'ceilings', 'Memory', 'Stopwatch', 'timed', 'Race', 'bare_step', 'floor', 'compare_variants',
-           'input_rates', 'plain_probe', 'probe_times', 'costs', 'save_jpegs', 'bench', 'where', 'bench_table',
-           'bench_figure', 'cost_figure']
+           'padded', 'as_they_come', 'loop_adam', 'Wait', 'Variant', 'players_of', 'Work', 'sync', 'fastest',
+           'ceilings', 'Memory', 'Stopwatch', 'timed', 'Race', 'bare_step', 'floor', 'compare_variants', 'input_rates',
+           'plain_probe', 'probe_times', 'costs', 'save_jpegs', 'bench', 'where', 'bench_table', 'bench_figure',
+           'cost_figure']
 
 # %% ../nbs/61_speed.ipynb #dec58207
 import ctypes, gc, os, sys
@@ -120,7 +120,8 @@ class PlainGame:
     def loss_of_repair(self, x, mask, real, fake):
         r, n = self.recipe, len(real)
         score, _ = self.players.discriminator(torch.cat([real, fake]))
-        return r.adversarial_weight*repair_loss(score[:n], score[n:], r.objective) + r.kept_weight*kept_error(fake, x, mask)
+        adversarial = adversarial_loss(score[:n], score[n:], r.objective)
+        return r.adversarial_weight*adversarial + r.kept_weight*kept_error(fake, x, mask)
 
     def loss_of_discriminator(self, real, seen, seen_mask):
         r, n = self.recipe, len(real)
@@ -149,10 +150,6 @@ def padded(self, x):
     "Max pooling of a padded copy."
     h, w = (n % 2 for n in x.shape[-2:])
     return F.max_pool2d(F.pad(x, (w, 1, h, 1), value=float('-inf')), 3, 2)
-
-def looked_at_again(self, g, seen):
-    "C's logits for R, with real images passed through C once more."
-    return without_gradient(self.players.discriminator, torch.cat([g.real, g.fake]))
 
 def as_they_come(self):
     "Batches with channels first."
@@ -194,7 +191,7 @@ WITHOUT = {
     'channels last': Variant(((ImagesAreTargets, 'before_batch', as_they_come),), layout=torch.contiguous_format),
     'images in memory': Variant(files=True),
     'a fused Adam': Variant(((sys.modules['spot_artifacts.training'], 'adam', loop_adam),)),
-    'real images seen once': Variant(((GameLoss, 'opinion', looked_at_again),), phases=('game',)),
+    'real images seen once': Variant(((sys.modules['spot_artifacts.players'], 'shared_trunk', two_passes),), phases=('game',)),
     **NETWORKS,
     'losses that stay on the device': Variant(cbs=(Wait(),)),
     'fastai and all callbacks': Variant(fastai=False)}
