@@ -2,7 +2,7 @@
 
 nbdev 2 holds this environment's fastcore back, so a second one, .venv-newest, has the newest of both. It borrows every
 other package, torch among them, from this one: a .pth file puts this environment behind its own packages."""
-import json, shutil, subprocess, sys, sysconfig
+import json, os, shutil, subprocess, sys, sysconfig
 from importlib.metadata import version
 
 import pytest
@@ -13,8 +13,9 @@ NEWEST = ['fastai', 'fastcore>=2']  # a floor, lest the borrowed fastcore do whe
 
 
 def run(*command, cwd=None):
-    "Run a command; where it fails, the test shows what it said."
-    result = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    "Run a command without this clone on the path; if it fails, the test shows its output."
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    result = subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True)
     assert result.returncode == 0, f'{result.args}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}'
     return result.stdout
 
