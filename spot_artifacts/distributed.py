@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from .core import launched, shard, world_size
-from .data import _shuffled, TensorDL
+from .data import shuffled_batches, TensorDL
 from fastai.callback.core import Callback
 
 # %% ../nbs/27_distributed.ipynb #4ce0ac6f
 class ShardedDL(TensorDL):
     "Draws order and augmentation for the batch of all processes, and makes this process's part."
     def __iter__(self):
-        for _, i in zip(range(self.steps), _shuffled(self.n, self.bs, self.g)):
+        for _, i in zip(range(self.steps), shuffled_batches(self.n, self.bs, self.g)):
             drawn = map(shard, self.augment.draw(len(i), self.g, self.device))
-            yield (self.augment.apply(self.images[shard(i).to(self.images.device)].to(self.device), *drawn),)
+            yield (self.augment.apply(self.read(shard(i)), *drawn),)
 
 # %% ../nbs/27_distributed.ipynb #f81d652e
 class DataParallel(Callback):
@@ -35,7 +35,7 @@ class DataParallel(Callback):
     def after_fit(self): self.learn.model = self.model.module
 
 def sync_norms(players, device): # any module; where it is
-    "With several GPUs, batch norm over the images of all of them. PyTorch's `SyncBatchNorm` refuses a CPU: there each process has its own."
+    "With several GPUs, batch norm over the images of all. `SyncBatchNorm` refuses a CPU: there each process has its own."
     several = world_size() > 1 and torch.device(device).type == 'cuda'
     return nn.SyncBatchNorm.convert_sync_batchnorm(players) if several else players
 

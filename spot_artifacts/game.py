@@ -124,7 +124,7 @@ class GradientClip(Callback):
         for group in self.opt.param_lists: nn.utils.clip_grad_norm_(list(group), self.most)
 
 class L2Penalty(Callback):
-    "Adds `l2` times itself to the gradient of every filter and matrix: what l2/2 times their squares in the loss would."
+    "Adds `l2` times itself to the gradient of every filter and matrix, as l2/2 times their squares in the loss would."
     run_after = GradientClip
     def __init__(self,
                  l2,         # weight of the penalty

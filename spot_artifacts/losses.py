@@ -17,12 +17,13 @@ from .decoder import psnr
 
 # %% ../nbs/20_losses.ipynb #f40b78d7
 Verdict = namedtuple('Verdict', 'real fake real_mask fake_mask')
-Verdict.__doc__ = """C's logits of one batch: real or corrupt (N,) of real images and of fakes, kept or dropped (N, 1, M, M) of both.
+Verdict.__doc__ = """C's logits of one batch: real or corrupt (N,), of real images and of fakes; kept or dropped
+(N, 1, M, M), of both.
 A logit is positive where C says "real" or "kept"."""
 
 Game = namedtuple('Game', 'x mask real fake seen_mask for_c for_r')
-Game.__doc__ = """One step: images x (N, 3, S, S), the mask Omega (N, 1, M, M) of the fakes, replicas and fakes (N, 3, S, S),
-the masks of the fakes that C learns from, and two `Verdict`s: for C's loss and for R's."""
+Game.__doc__ = """One step: images x (N, 3, S, S), the mask Omega (N, 1, M, M) of the fakes, replicas and fakes
+(N, 3, S, S), the masks of the fakes that C learns from, and two `Verdict`s: for C's loss and for R's."""
 
 # %% ../nbs/20_losses.ipynb #9510b5ca
 def class_loss(

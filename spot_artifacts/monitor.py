@@ -53,7 +53,7 @@ class TensorBoardLog(Callback):
     def __init__(self, folder):   # where TensorBoard will look
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise SpotError('--tensorboard: tensorboard is not installed. pip install tensorboard, or do without.') from None
+            raise SpotError('--tensorboard: not installed. pip install tensorboard, or do without.') from None
         self.open = partial(SummaryWriter, folder)
     def before_fit(self): self.writer = self.open()
     def after_epoch(self):

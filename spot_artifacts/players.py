@@ -66,7 +66,7 @@ class TwoPlayers(nn.Module):
                                         r.repair_preact, r.gated)
         self.generator = Generator(r.size, r.ae_width) if gan else None
         self.discriminator = Discriminator(r.size, r.layers, r.width, r.lrn, r.bn_fc, r.class_outputs,
-                                           r.lrn_after_pool, r.bytes_in)
+                                           r.lrn_after_pool, r.bytes_in, backbone)
         self.frozen.requires_grad_(False)
         self.train()
 

@@ -18,8 +18,8 @@ import torch
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .core import (atomic_write, CheckpointError, Diverged, file_lock, ImagesError, provenance, rank,
-                                 RecipeError, RunError, WeightsError, world_size, write_json)
+from .core import (atomic_write, CheckpointError, Diverged, ImagesError, is_temporary, lock_file,
+                                 provenance, rank, RecipeError, RunError, WeightsError, world_size, write_json)
 from .data import enough
 from .players import TwoPlayers
 from .game import Stateful
@@ -75,14 +75,17 @@ def load_checkpoint(path, device='cpu'): # the file; where its tensors go
         if _bytes(state) > 2*Path(path).stat().st_size: raise ValueError('larger than its file')
         if state.pop('sha256') != digest(state): raise ValueError('not its SHA-256')
         return state
-    except FileNotFoundError: raise CheckpointError(f'{path}: no checkpoint there. Start without --resume.') from None
+    except FileNotFoundError:
+        raise CheckpointError(f'{path}: no checkpoint there. Start without --resume.') from None
     except OSError as e:
-        raise CheckpointError(f'{path}: could not be read ({e.strerror or e}). Make it readable, and continue.') from None
-    except MemoryError: raise CheckpointError(f'{path}: does not fit into memory. Close other programs.') from None
+        raise CheckpointError(f'{path}: could not be read ({e.strerror or e}). Make it readable.') from None
+    except MemoryError:
+        raise CheckpointError(f'{path}: does not fit into memory. Close other programs.') from None
     except Exception as e:
         if 'allocate' in str(e) or 'out of memory' in str(e):
-            raise CheckpointError(f'{path}: does not fit into the memory of {device}. Free some, and continue.') from None
-        if 'CUDA' in str(e): raise CheckpointError(f'{path}: cannot go to {device} ({e}). Give another --device.') from None
+            raise CheckpointError(f'{path}: does not fit into the memory of {device}. Free some.') from None
+        if 'CUDA' in str(e):
+            raise CheckpointError(f'{path}: cannot go to {device} ({e}). Give another --device.') from None
         raise damaged(path) from None
 
 class Damaged(CheckpointError): "A checkpoint that does not hold what was written."
@@ -102,13 +105,14 @@ class Checkpoint(Callback):
     def after_epoch(self):
         row = self.rows[-1]
         if bad := [k for k, v in row.items() if not math.isfinite(v)]:
-            raise Diverged(f'{self.phase}: {bad[0]} is not finite after round {row["epoch"]}. The last good checkpoint is '
-                           'kept; start another run with a smaller learning rate.')
+            raise Diverged(f'{self.phase}: {bad[0]} is not finite after round {row["epoch"]}. The last good checkpoint '
+                           'is kept; start another run with a smaller learning rate.')
         cuda = self.dls.device.type == 'cuda'
         callbacks = {name: cb.state_dict() for name, cb in self.stateful.items()}
-        save_checkpoint(dict(model=get_model(self.model).state_dict(), opt=self.opt.opt.state_dict(), callbacks=callbacks,
-                             order=self.dls.train.g.get_state(), rng=torch.get_rng_state(),
-                             cuda=torch.cuda.get_rng_state() if cuda else None), self.path, self.keep)
+        state = dict(model=get_model(self.model).state_dict(), opt=self.opt.opt.state_dict(), callbacks=callbacks,
+                     order=self.dls.train.g.get_state(), rng=torch.get_rng_state(),
+                     cuda=torch.cuda.get_rng_state() if cuda else None)
+        save_checkpoint(state, self.path, self.keep)
         self.keep = True
 
 # %% ../nbs/26_runs.ipynb #b1db82f6
@@ -132,7 +136,7 @@ def _put_back(self:Checkpoint, file):
         self.opt.opt.load_state_dict(s['opt'])
         for name, cb in self.stateful.items(): cb.load_state_dict(s['callbacks'][name])
         self.dls.train.g.set_state(s['order'].cpu())
-        if rank(): return                   # each process has random numbers of its own; the file holds those of the first
+        if rank(): return                   # the file holds the random numbers of the first process
         torch.set_rng_state(s['rng'].cpu())
         if s['cuda'] is not None and self.dls.device.type == 'cuda': torch.cuda.set_rng_state(s['cuda'].cpu())
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError): raise damaged(file) from None
@@ -147,7 +151,8 @@ def save_weights(players, path): # `TwoPlayers`; the .safetensors file
 def _read_weights(path, device):
     "Recipe and tensors of a file of weights."
     if not path.exists():
-        raise WeightsError(f'{path}: no weights there; give a run folder of `spot-artifacts pretrain` or a .safetensors file')
+        raise WeightsError(f'{path}: no weights there; give a run folder of `spot-artifacts pretrain` '
+                           'or a .safetensors file')
     try:
         with safe_open(path, 'pt', device=str(device)) as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
@@ -180,7 +185,7 @@ NOT_BEGUN = ('recipe.json', '.lock')      # what a run leaves that was killed be
 def free_folder(out): # a path
     "`out` as a Path. RunError if something is there already."
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(f.name not in NOT_BEGUN for f in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(f.name not in NOT_BEGUN and not is_temporary(f) for f in out.iterdir())):
         raise RunError(f'{out}: exists already. Continue it with --resume, or choose another --out.')
     return out
 
@@ -190,14 +195,16 @@ def folder_lock(folder): # an existing folder
     path = Path(folder)/'.lock'
     with path.open('a+') as f:
         if not rank():
-            if not file_lock(f, alone=True):
+            if not lock_file(f, alone=True):
                 f.seek(0)
                 raise RunError(f'{folder}: in use by process {f.read().strip() or "unknown"}. '
                                'Wait for it to end, or choose another --out.')
             f.truncate(0)
             f.write(str(os.getpid()))
             f.flush()
-        yield
+        try: yield
+        finally:
+            if not rank(): f.truncate(0)
 
 # %% ../nbs/26_runs.ipynb #c4bbff7f
 def check_shares(recipe): # Recipe
@@ -226,7 +233,8 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
         recipe = Recipe.load(out/'recipe.json')
     check_shares(recipe)
     if data.size != recipe.size:
-        raise ImagesError(f'{data.name}: images of {data.size} px, and the recipe wants {recipe.size} px. Give the same size.')
+        raise ImagesError(f'{data.name}: images of {data.size} px, and the recipe wants {recipe.size} px. '
+                          'Give the same size.')
     if not resume:
         enough(data)                                    # too few images: say so before there is a folder
         free_folder(out)
