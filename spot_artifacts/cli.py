@@ -237,7 +237,7 @@ def cmd_pretrain(a):
     from spot_artifacts.core import provenance, rank, write_json
     from spot_artifacts.data import random_split
     from spot_artifacts.monitor import TensorBoardLog
-    from spot_artifacts.pretrain import measure, pretrain
+    from spot_artifacts.pretraining import measure, pretrain
     from spot_artifacts.recipe import Recipe
     from spot_artifacts.runs import free_folder
     device, out, began = pick_device(a.device), Path(a.out), None
@@ -426,7 +426,7 @@ def demo(
     from spot_artifacts.toy import toy_images
     from spot_artifacts.shortcuts import shortcuts
     from spot_artifacts.core import provenance, write_json
-    from spot_artifacts.pretrain import measure, pretrain
+    from spot_artifacts.pretraining import measure, pretrain
     from spot_artifacts.recipe import Recipe
     from spot_artifacts.runs import free_folder
     from spot_artifacts.transfer.compare import compare
