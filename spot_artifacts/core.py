@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SpotError', 'ImagesError', 'RecipeError', 'WeightsError', 'CheckpointError', 'RunError', 'Diverged', 'DiskError',
-           'has_bf16', 'autocast', 'bars', 'free_memory', 'device_name', 'rank', 'world_size', 'shard', 'all_gather',
-           'all_reduce_mean', 'atomic_write', 'write_json', 'cache_dir', 'provenance', 'commit']
+           'has_bf16', 'autocast', 'bars', 'free_memory', 'device_name', 'launched', 'rank', 'world_size', 'shard',
+           'all_gather', 'all_reduce_mean', 'atomic_write', 'write_json', 'cache_dir', 'provenance', 'commit']
 
 # %% ../nbs/00_core.ipynb #627768c8
 import json, math, os, platform, subprocess, sys, warnings
@@ -70,9 +70,14 @@ def device_name(device): # cpu, cuda, cuda:1
     return f'{chip}, {threads} thread{"s"*(threads > 1)}'
 
 # %% ../nbs/00_core.ipynb #64f66889
+def launched(): # by `torchrun` or `accelerate launch`
+    "Is this one of several processes? A launcher sets all of these variables, and a stray one means nothing."
+    wanted = {'RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR'}
+    return wanted <= os.environ.keys() and os.environ['WORLD_SIZE'] != '1'
+
 def rank(): # 0 where there is one process
-    "Which of the run's processes this is, as `torchrun` has told it. Process 0 is the one that writes."
-    return int(os.environ.get('RANK', 0))
+    "Which of the run's processes this is, as its launcher numbers them. Process 0 is the one that writes."
+    return int(os.environ['RANK']) if launched() else 0
 
 # %% ../nbs/00_core.ipynb #5f4136a6
 def world_size(): # 1 without torchrun

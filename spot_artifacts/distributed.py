@@ -13,7 +13,7 @@ import os
 import torch.distributed as dist
 import torch
 from torch import nn
-from .core import all_reduce_mean, RecipeError, shard, world_size
+from .core import all_reduce_mean, launched, RecipeError, shard, world_size
 from .data import _shuffled, TensorDL
 from fastai.callback.core import Callback
 
@@ -80,7 +80,7 @@ def share_norms(module): # any module, changed in place
 # %% ../nbs/27_distributed.ipynb #94f3dc8b
 def setup_distrib(device): # where to train
     "If `torchrun` or `accelerate launch` started this process, joins the others; each takes a GPU of its own."
-    if dist.is_initialized() or int(os.environ.get('WORLD_SIZE', 1)) == 1: return
+    if dist.is_initialized() or not launched(): return
     cuda = torch.device(device).type == 'cuda'
     if cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     dist.init_process_group('nccl' if cuda else 'gloo')
