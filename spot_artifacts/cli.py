@@ -11,7 +11,7 @@ __all__ = ['RECIPES', 'PROTOCOLS', 'DIR', 'RUN', 'RECIPE', 'FILE', 'NEW_DIR', 'N
            'measure_features', 'means', 'probe_table', 'default_out', 'write_results', 'cmd_probe', 'cmd_stl10',
            'Verdicts', 'cmd_spot', 'save_figure', 'demo', 'cmd_demo', 'run_and_images', 'cmd_figures', 'cmd_game',
            'cmd_ablate', 'show_ablations', 'cmd_bench', 'cmd_info', 'parser', 'explain', 'prepare_streams',
-           'drop_output', 'on_ctrl_c', 'main']
+           'drop_output', 'on_ctrl_c', 'drop_stray_launcher', 'main']
 
 # %% ../nbs/60_cli.ipynb #2d7ed0b4
 import argparse, codecs, os, signal, sys, tempfile
@@ -110,7 +110,8 @@ def add_options(
               for group in [parser.add_mutually_exclusive_group()] for name in pair}
     for name, p in params.items():
         word = {} if p.default is False else dict(shared[name].annotation if p.annotation is p.empty else p.annotation)
-        text = helps[name] + word.pop('note', '')
+        text, mark, otherwise = helps[name].partition(' (default: ')
+        text += word.pop('note', '') + mark + otherwise
         flags = name if 'nargs' in word else f'--{name}'
         if p.default is False: word.update(action='store_true')
         elif p.default is not p.empty: word.update(default=p.default)
@@ -496,8 +497,8 @@ def cmd_probe(
     from spot_artifacts.core import provenance
     from spot_artifacts.runs import load_weights
     device, out, took = pick_device(device), out or default_out(weights, 'probe.json'), {}
-    players = load_weights(weights, device)
     check_out(out, folder=False)
+    players = load_weights(weights, device)
     with timed(took, 'probe'):
         train, test = labelled(images, test, players.recipe.size, seed, strict)
         found, done = measure_features(players, train, test, protocol, labels, values, range(seed, seed + seeds),
@@ -530,8 +531,8 @@ def cmd_stl10(
     from spot_artifacts.transfer.finetune import stl10_table, summary
     from spot_artifacts.transfer.probes import baselines
     device, out, found = pick_device(device), out or default_out(weights, 'stl10.json'), {}
-    players = load_weights(weights, device)
     check_out(out, folder=False)
+    players = load_weights(weights, device)
     recipe = players.recipe
     train = stl10(root, 'train', size=recipe.size, download=download)
     controls = baselines(recipe, train.images, range(random), device)
@@ -865,6 +866,13 @@ def on_ctrl_c(action): # signal.SIG_DFL ends the process, signal.default_int_han
             signal.signal(signal.SIGINT, action)
     except ValueError: pass         # not the main thread
 
+# %% ../nbs/60_cli.ipynb #3c1e8a32
+def drop_stray_launcher():
+    "Removes what a launcher that is gone has left in the environment: fastai would wait for its other processes."
+    from spot_artifacts.core import launched
+    if not launched():
+        for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'): os.environ.pop(name, None)
+
 # %% ../nbs/60_cli.ipynb #3c1e8a29
 def main(
     argv=None    # words of the command line; None: the process's own
@@ -877,6 +885,7 @@ def main(
     command, out = COMMANDS[options.pop('command')], options.get('out') or 'output'
     try:
         import_module('spot_artifacts.runs')                    # most of what any command imports
+        drop_stray_launcher()
         ctrl_c(signal.default_int_handler)
         command(**options)
         return sys.stdout.flush()
