@@ -19,10 +19,10 @@ from time import perf_counter
 # %% ../nbs/50_ablations.ipynb #c917e76d
 import numpy as np
 import torch
-from .core import _lock, atomic_write, provenance, rank, RunError, SpotError, write_json
+from .core import atomic_write, lock_file, provenance, rank, RunError, SpotError, write_json
 from .data import to_float
 from .damage import draw_mask
-from .discriminator import LAYERS
+from .backbone import LAYERS
 from .recipe import Recipe
 from .runs import free_folder, load_weights
 from .pretrain import measure, pretrain
@@ -217,7 +217,7 @@ def run_row(
 def alone_in(out): # a folder
     "Inside, no other `ablate` works in the folder. RunError, if one does."
     with (Path(out)/'ablate.lock').open('w') as f:
-        if not rank() and not _lock(f, alone=True):
+        if not rank() and not lock_file(f, alone=True):
             raise RunError(f'{out}: another ablate is at work there. Wait for it to end, or choose another --out.')
         yield
 

@@ -128,7 +128,7 @@ def pick_device(
     import torch
     from spot_artifacts.core import SpotError, launched
     if name == 'auto' and not torch.cuda.is_available(): return 'cpu'
-    if name == 'auto': return f'cuda:{os.environ["LOCAL_RANK"] if launched() else 0}'
+    if name == 'auto': return f'cuda:{os.environ["LOCAL_RANK"] if launched() > 1 else 0}'
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
@@ -870,7 +870,7 @@ def on_ctrl_c(action): # signal.SIG_DFL ends the process, signal.default_int_han
 def drop_stray_launcher():
     "Removes what a launcher that is gone has left in the environment: fastai would wait for its other processes."
     from spot_artifacts.core import launched
-    if not launched():
+    if launched() == 1:
         for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'): os.environ.pop(name, None)
 
 # %% ../nbs/60_cli.ipynb #3c1e8a29

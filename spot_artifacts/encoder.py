@@ -10,7 +10,6 @@ from collections import OrderedDict
 from copy import deepcopy
 
 # %% ../nbs/10_encoder.ipynb #6354667d
-import torch.nn.functional as F
 import torch
 from torch import nn
 from .core import SpotError
@@ -23,8 +22,7 @@ def widths(layers,     # number of strided layers
     return [max(4, int(32*2**i*width)) for i in range(layers + 1)]
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch norm, leaky ReLU: the layer that E and D are made of (section 4.4). In eval mode the norm is folded
-    into the filters."""
+    "Convolution, batch norm, leaky ReLU: the layer that E and D are made of (section 4.4)."
     def __init__(self,
                  c_in,      # channels in
                  c_out,     # channels out
@@ -35,17 +33,6 @@ class ConvNorm(nn.Sequential):
         conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=(kernel - 1)//2, bias=False)
         layers = OrderedDict(conv=conv, norm=nn.BatchNorm2d(c_out), act=nn.LeakyReLU(slope, inplace=True))
         super().__init__(layers if resize is None else OrderedDict(resize=resize, **layers))
-
-    def forward(self,
-                x,   # (N, c_in, H, W)
-               )->torch.Tensor: # (N, c_out, H/stride, W/stride), unless `resize` changes the size
-        "The layer's output."
-        if self.training: return super().forward(x)
-        *resize, conv, norm, act = self
-        for m in resize: x = m(x)
-        scale = norm.weight*(norm.running_var + norm.eps).rsqrt()
-        weight, bias = conv.weight*scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean*scale
-        return act(F.conv2d(x, weight, bias, conv.stride, conv.padding))
 
 # %% ../nbs/10_encoder.ipynb #bb043686
 class Encoder(nn.Sequential):

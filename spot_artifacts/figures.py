@@ -26,7 +26,7 @@ from .data import to_float
 from .encoder import receptive_field
 from .damage import draw_mask
 from .repair import RepairBlock
-from .discriminator import LAYERS, SameConv, SamePool
+from .backbone import LAYERS, SameConv, SamePool
 from .monitor import picture_rows, to_image
 from .visualize import board, judge, pixels, play_once, seeded, show_columns
 
@@ -241,7 +241,7 @@ def layer_field(
 ):                    # field of a unit, step from one to the next, left edge of the first (0 or less), all in px
     "What a unit of a layer of C sees, from kernels, strides and SAME padding."
     field, step, start, n = 1, 1, 0, size
-    for m in (m for name in LAYERS[:LAYERS.index(layer) + 1] for m in getattr(discriminator, name)):
+    for m in (m for name in LAYERS[:LAYERS.index(layer) + 1] for m in getattr(discriminator.backbone, name)):
         if not isinstance(m, (SameConv, SamePool)): continue
         kernel, stride = (v if isinstance(v, int) else v[0] for v in (m.kernel_size, m.stride))
         padded = max((-(-n//stride) - 1)*stride + kernel - n, 0)//2
@@ -304,7 +304,7 @@ def features_figure(
 ):              # matplotlib figure
     "Fig. 7: conv1's filters, and the patches that five units of each layer respond to most."
     C, size = players.discriminator, images.shape[-1]
-    filters = C.conv1.conv.weight.detach().float().cpu()
+    filters = C.backbone.conv1.conv.weight.detach().float().cpu()
     tiles = {'conv1 weights': filters/filters.abs().amax((1, 2, 3), keepdim=True), **best_patches(C, images)}
     fig, axs = board(3, 2, gap=.13, top=.2)
     for ax, (name, batch) in zip(axs.flat, tiles.items()):
@@ -364,7 +364,7 @@ def grad_cam(
 ):                    # maps (n, M, N), 0 or more, on the CPU
     "Grad-CAM for the decision between real and corrupt (section 5.3)."
     kept = []
-    hook = getattr(discriminator.eval(), layer).register_forward_hook(lambda module, args, h: kept.append(h))
+    hook = getattr(discriminator.eval().backbone, layer).register_forward_hook(lambda module, args, h: kept.append(h))
     try:
         with torch.enable_grad():
             score, _ = discriminator(seen.to(next(discriminator.parameters()).device).requires_grad_())

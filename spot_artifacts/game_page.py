@@ -12,7 +12,6 @@ from pathlib import Path
 # %% ../nbs/54_game_page.ipynb #35d4a94e
 import torch
 from .core import SpotError
-from .losses import mask_scores
 from .monitor import to_image
 from .visualize import judge, play_once
 from .figures import mixture

@@ -5,99 +5,123 @@
 # %% auto #0
 __all__ = ['AUTOENCODER', 'fit', 'run_phase', 'adopt', 'pretrain', 'measure']
 
-# %% ../nbs/28_pretrain.ipynb #11e47e03
+# %% ../nbs/28_pretrain.ipynb #7a8dd415
 from time import perf_counter
 
-# %% ../nbs/28_pretrain.ipynb #e25e04a4
+# %% ../nbs/28_pretrain.ipynb #a1232577
 import torch
 from .core import bars, rank, SpotError, WeightsError, world_size
 from .data import random_split, TensorDL
+from .folders import as_image_set
 from .decoder import psnr
-from .players import GameLoss
+from .losses import accuracy, chance_iou, mask_accuracy, mask_iou
 from .recipe import build
 from .training import get_dls, phase_learner
-from .monitor import Bar, CollapseMonitor, EpochLog, ImageGrid, TerminateOnNaN
+from .monitor import Bar, CollapseMonitor, EpochLog, ImageGrid, LossStays, TerminateOnNaN
 from .runs import Checkpoint, load_weights, open_run, save_weights
-from .distributed import setup_distrib, share_norms, teardown_distrib
+from .distributed import DataParallel, setup_distrib, ShardedDL, sync_norms, teardown_distrib
 
-# %% ../nbs/28_pretrain.ipynb #f1851e54
-def fit(learn, epochs, progress=True): # a Learner; rounds to fit; show a bar or lines?
-    "`learn.fit`, with or without its progress bar and table; an error that the user can mend keeps its own words."
+# %% ../nbs/28_pretrain.ipynb #b6717917
+def fit(learn, rounds, progress=True): # a Learner; rounds to fit; show a bar or lines?
+    "`learn.fit` without waiting for the device at each step."
     try:
-        if progress and bars() and not rank():
-            with learn.removed_cbs(learn.progress), learn.added_cbs(Bar()): return learn.fit(epochs)
-        with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+        with learn.added_cbs(LossStays()):
+            if progress and bars() and not rank():
+                with learn.removed_cbs(learn.progress), learn.added_cbs(Bar()): return learn.fit(rounds)
+            with learn.no_bar(), learn.no_logging(): learn.fit(rounds)
     except SpotError as e: raise type(e)(str(e).rpartition('\n\t')[2]) from None
 
-def run_phase(name, make, rounds, out, resume, progress): # auto or game; callbacks -> Learner; rounds in all; the rest as for `pretrain`
-    "Fits the learner that `make` builds to its end, or what is left after its checkpoint; returns the rows of its log."
-    learn = make([EpochLog(out/f'{name}.csv', progress and not bars() and not rank()), TerminateOnNaN(), Checkpoint(out/f'{name}.ckpt')])
+def run_phase(
+    phase,      # auto or game
+    make,       # callbacks -> Learner
+    rounds,     # in all
+    out,        # the run's folder
+    resume,     # go on after the last checkpoint?
+    progress    # as for `fit`
+)->list:        # the rows of its log
+    "Fits the learner that `make` builds to its end, or what is left after its checkpoint."
+    log = EpochLog(out/f'{phase}.csv', progress and not bars() and not rank())
+    parallel = [DataParallel()]*(world_size() > 1)
+    learn = make([log, TerminateOnNaN(), Checkpoint(out/f'{phase}.ckpt'), *parallel])
     if resume: learn.checkpoint.restore()
-    left = rounds - len(learn.epoch_log.rows)
-    if left > 0: fit(learn, left, progress)
-    return learn.epoch_log.rows
+    rows = log.state_dict()['rows']
+    if rounds > len(rows): fit(learn, rounds - len(rows), progress)
+    return log.state_dict()['rows']
 
-# %% ../nbs/28_pretrain.ipynb #3d9dc1a5
-AUTOENCODER = ('layers', 'ae_width', 'kernel', 'slope', 'tanh', 'conventions')     # the fields that make two autoencoders alike
+# %% ../nbs/28_pretrain.ipynb #d57bbbab
+AUTOENCODER = ('layers', 'ae_width', 'kernel', 'slope', 'tanh', 'conventions')
 
 def adopt(
-    players,    # TwoPlayers, changed in place
+    players,    # `TwoPlayers`, changed in place
     source      # a run folder, or a file that `save_weights` wrote
 ):
-    "Takes the E and D of another run. SpotError if they are of another make."
+    "Takes the E and D of another run. SpotError if they are built differently."
     theirs = load_weights(source)
     for name in AUTOENCODER:
         a, b = getattr(theirs.recipe, name), getattr(players.recipe, name)
-        if a != b: raise WeightsError(f'{source}: its autoencoder has {name} {a}, and this recipe wants {b}. Give the same, or train another autoencoder.')
+        if a != b:
+            raise WeightsError(f'{source}: its autoencoder has {name} {a}, and this recipe wants {b}. '
+                               'Give the same, or train another autoencoder.')
     players.frozen.load_state_dict(theirs.frozen.state_dict())
 
+# %% ../nbs/28_pretrain.ipynb #251d72e0
+def _run_phases(players, data, recipe, out, device, resume, progress, cbs, auto_epochs):
+    "The logs of both phases and their seconds."
+    train, valid = random_split(data, seed=recipe.seed)
+    logs, seconds = {}, {}
+    for phase, epochs, batch in (('auto', auto_epochs, recipe.ae_batch), ('game', recipe.epochs, recipe.batch)):
+        start, logs[phase] = perf_counter(), []
+        if not epochs: continue
+        torch.manual_seed(recipe.seed + rank())
+        loader = ShardedDL if world_size() > 1 else TensorDL
+        dls, rounds, total = get_dls(train, valid, recipe, epochs, batch, device, loader)
+        more = [CollapseMonitor(), ImageGrid(out), *cbs] if phase == 'game' else []
+        def make(extra): return phase_learner(phase, dls, players, recipe, total, [*extra, *more])
+        logs[phase] = run_phase(phase, make, rounds, out, resume, progress)
+        seconds[phase] = perf_counter() - start
+    return logs, {phase: seconds.get(phase, 0.) for phase in logs}
+
 def pretrain(
-    data,            # ImageSet; labels are not looked at
-    recipe,          # Recipe; with `resume` the run's own is taken
-    out,             # the run's folder, new unless `resume`
-    device='cpu',    # cpu, cuda, cuda:1
-    resume=False,    # continue from the last checkpoint in `out`
-    progress=True,   # show a bar and a table
-    cbs=(),          # more fastai callbacks for the game
-    autoencoder=None # a run whose E and D are taken as they are; phase 1 is left out
-):                   # TwoPlayers in eval mode, {'auto', 'game'}: rows of the logs, the same: seconds
+    data,             # `ImageSet`, a folder, a torchvision dataset or fastai `DataLoaders`; labels are not used
+    recipe,           # `Recipe`; with `resume` the run's own is taken
+    out,              # the run's folder, new unless `resume`
+    device='cpu',     # cpu, cuda, cuda:1
+    resume=False,     # continue from the last checkpoint in `out`
+    progress=True,    # show a bar or lines
+    cbs=(),           # more fastai callbacks for the game
+    autoencoder=None, # a run whose E and D are taken as they are; phase 1 is left out
+    backbone=None     # C's convolutions, see 14_backbone; None: AlexNet
+):                    # `TwoPlayers` in eval mode, {'auto', 'game'}: rows of the logs, the same: seconds
     "Both phases: E and D on eq. 3, then R against C on eq. 4 and 5."
     setup_distrib(device)
-    out, recipe = open_run(out, recipe, data, device, resume)
-    train, valid = random_split(data, seed=recipe.seed)
-    torch.manual_seed(recipe.seed)
-    players, logs, seconds = build(recipe).to(device), {}, {}
-    if world_size() > 1: share_norms(players)
-    if autoencoder: adopt(players, autoencoder)
-    for name, epochs, batch in (('auto', 0 if autoencoder else recipe.ae_epochs, recipe.ae_batch), ('game', recipe.epochs, recipe.batch)):
-        start, logs[name] = perf_counter(), []
-        if not epochs: continue
+    data = as_image_set(data, recipe.size)
+    with open_run(out, recipe, data, device, resume) as (out, recipe):
         torch.manual_seed(recipe.seed)
-        dls, rounds, total = get_dls(train, valid, recipe, epochs, batch, device)
-        more = [CollapseMonitor(), ImageGrid(out), *cbs] if name == 'game' else []
-        make = lambda extra: phase_learner(name, dls, players, recipe, total, [*extra, *more])
-        logs[name] = run_phase(name, make, rounds, out, resume, progress)
-        seconds[name] = perf_counter() - start
-    save_weights(players, out/'weights.safetensors')
-    teardown_distrib()
-    return players.eval(), logs, {name: seconds.get(name, 0.) for name in logs}
+        players = sync_norms(build(recipe, backbone).to(device), device)
+        if autoencoder: adopt(players, autoencoder)
+        auto_epochs = 0 if autoencoder else recipe.ae_epochs
+        logs, seconds = _run_phases(players, data, recipe, out, device, resume, progress, cbs, auto_epochs)
+        save_weights(players, out/'weights.safetensors')
+        teardown_distrib()
+    return players.eval(), logs, seconds
 
-# %% ../nbs/28_pretrain.ipynb #d084907f
+# %% ../nbs/28_pretrain.ipynb #99fbede3
 @torch.no_grad()
 def measure(
-    players,    # TwoPlayers
-    data,       # ImageSet, not learned from
+    players,    # `TwoPlayers`
+    data,       # `ImageSet`, not learned from
     bs=64,      # images per batch
     seed=0      # of the masks
 ):              # accuracies and IoU in percent, None for a GAN's masks; PSNR of the replicas in dB
     "How well C plays, and how well E and D replicate, on held-out images."
     torch.manual_seed(seed)
-    loss, total = GameLoss(players.eval()), {}
-    for batch in TensorDL(data, bs, device=next(players.parameters()).device):
-        x = batch[0].contiguous(memory_format=torch.channels_last)
-        loss(players(x), x)
-        loss.stats['psnr'] = psnr(players.repaired.decoder(players.encoder(x)), x)
-        for k, v in loss.stats.items(): total[k] = total.get(k, 0) + float(v)*len(x)/len(data)
-    percent = lambda k: 100*total[k] if k in total else None
+    device, has_masks = next(players.eval().parameters()).device, players.recipe.fakes == 'repair'
+    measures = dict(accuracy=accuracy, psnr=lambda g: psnr(players.repaired.decoder(players.encoder(g.x)), g.x))
+    if has_masks: measures |= dict(balanced=mask_accuracy, iou=mask_iou, chance=chance_iou)
+    total = dict.fromkeys(measures, 0.)
+    for batch in TensorDL(data, bs, device=device):
+        game = players(batch[0].contiguous(memory_format=torch.channels_last))
+        for k, value in measures.items(): total[k] += float(value(game))*len(game.x)/len(data)
+    def percent(k): return 100*total[k] if k in total else None
     return dict(classifier=dict(accuracy=percent('accuracy')), autoencoder=dict(psnr=total['psnr']),
-                mask=dict(balanced_accuracy=percent('mask_accuracy'), iou=percent('mask_iou'), chance_iou=percent('chance_iou')))
+                mask=dict(balanced_accuracy=percent('balanced'), iou=percent('iou'), chance_iou=percent('chance')))

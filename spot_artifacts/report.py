@@ -13,7 +13,7 @@ from pathlib import Path
 
 # %% ../nbs/53_report.ipynb #98a5d898
 import matplotlib.pyplot as plt
-from .discriminator import LAYERS
+from .backbone import LAYERS
 from .visualize import fakes_figure, maps_figure, plot_curves, plot_probes
 
 # %% ../nbs/53_report.ipynb #64ad300a

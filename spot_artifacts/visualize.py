@@ -17,7 +17,7 @@ from PIL import Image
 from .core import WeightsError
 from .data import to_float
 from .damage import draw_mask
-from .discriminator import LAYERS
+from .backbone import LAYERS
 from .monitor import picture_rows
 
 # %% ../nbs/51_visualize.ipynb #56d7dc96

@@ -274,7 +274,7 @@ def test_random_networks_are_three_and_calibrated(finished):
     networks = [ablations.control(name, base, images, 40, 'cpu', False)[0] for name in ('random', 'rescaled')]
     means = [b for C in networks for name, b in C.named_buffers() if name.endswith('running_mean')]
     assert len(means) >= 2 and all(m.abs().max() > 0 for m in means)
-    assert not networks[0].conv3[2].weight.equal(networks[1].conv3[2].weight)
+    assert not networks[0].backbone.conv3[2].weight.equal(networks[1].backbone.conv3[2].weight)
 
 
 def test_from_the_disk_it_is_the_same(finished, photos, tmp_path, monkeypatch):

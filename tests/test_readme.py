@@ -18,6 +18,6 @@ def test_readme_python(root, tmp_path, monkeypatch):
     names = {}
     exec(code, names)
     assert (tmp_path/'runs/photos/weights.safetensors').exists()
-    before, after = names['load_weights']('runs/photos').discriminator.conv1, names['model'][0].conv1
+    before, after = names['load_weights']('runs/photos').discriminator.backbone.conv1, names['model'][0].conv1
     assert not before[0].weight.equal(after[0].weight.cpu()), 'fine-tuning moved nothing'
     assert all(torch.isfinite(p).all() for p in names['model'].parameters())

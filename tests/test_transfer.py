@@ -11,7 +11,7 @@ from spot_artifacts.cli import PROTOCOLS, main, measured, parser
 from spot_artifacts.core import Diverged, SpotError
 from spot_artifacts.data import DiskImages, ImageSet, spot_dls
 from spot_artifacts.toy import toy_images
-from spot_artifacts.discriminator import LAYERS
+from spot_artifacts.backbone import LAYERS
 from spot_artifacts.pretrain import pretrain
 from spot_artifacts.recipe import Recipe, build
 from spot_artifacts.transfer.compare import compare, few_labels, measure_all, per_class, transfer_report
@@ -75,12 +75,12 @@ def test_rescaling_keeps_what_a_body_computes(net, sets):
 
 
 def test_a_filter_that_never_varies_stays_finite(net, sets):
-    with torch.no_grad(): next(m for m in net.conv2.modules() if isinstance(m, nn.Conv2d)).weight[0] = 0
+    with torch.no_grad(): next(m for m in net.backbone.conv2.modules() if isinstance(m, nn.Conv2d)).weight[0] = 0
     for keep in False, True: assert all(p.isfinite().all() for p in rescale(net, sets[0].images, n=50, keep=keep).parameters())
 
 
 def test_no_probe_of_features_that_are_not_finite(net, sets):
-    with torch.no_grad(): next(net.conv4.parameters())[0] = torch.inf
+    with torch.no_grad(): next(net.backbone.conv4.parameters())[0] = torch.inf
     for measure in (lambda: probe(net, *sets, labels=50, values=100), lambda: knn_probe(net, *sets), lambda: probe_sgd(net, *sets, SMALL, epochs=1, values=100)):
         with pytest.raises(SpotError, match='^conv4: its features are not finite'): measure()
 

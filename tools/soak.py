@@ -3,7 +3,7 @@
 soak.py kills [N]      a run killed N times (24) with SIGKILL and resumed ends as the run that was left alone
 soak.py hour [MINUTES] memory and open files of a run of that length (60), sampled from outside, and a picture
 soak.py paths [N]      listing and sampling N image files (1,000,000)"""
-import contextlib, filecmp, io, json, multiprocessing, os, random, resource, signal, subprocess, sys, tempfile, time
+import contextlib, filecmp, io, json, multiprocessing, os, random, resource, signal, stat, subprocess, sys, tempfile, time
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs/results/soak'
@@ -24,7 +24,7 @@ def arm(countdown, share):
         countdown -= 1
         return countdown < 0
     def half(fd):
-        if next_is_last():
+        if stat.S_ISREG(os.fstat(fd).st_mode) and next_is_last():
             os.ftruncate(fd, int(os.fstat(fd).st_size*share))
             die()
         fsync(fd)

@@ -12,7 +12,7 @@ from time import perf_counter
 import torch
 from ..core import ImagesError
 from ..data import ImageSet
-from ..discriminator import LAYERS
+from ..backbone import LAYERS
 from ..recipe import build
 from .probes import baselines, check_labels, fit_probe, knn_probe, layer_features, probe
 from .finetune import classify, summary, supervised, words_of

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['BN', 'every_fifth', 'UntilPlateau', 'train_on_labels', 'words_of', 'supervised', 'accuracy', 'StandardLinear',
-           'LayerHeads', 'StepDecay', 'sum_cross_entropy', 'probe_sgd', 'Body', 'transfer_body', 'transfer_head',
+           'LayerHeads', 'StepDecay', 'sum_cross_entropy', 'probe_sgd', 'transfer_body', 'transfer_head',
            'small_weights', 'transfer_model', 'classify', 'summary', 'stl10_table', 'transfer_groups', 'export_onnx']
 
 # %% ../../nbs/31_finetune.ipynb #4ff3001b
-from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..core import Diverged, SpotError
 from ..data import CentralCrop, spot_dls, TensorDL
 from ..folders import stl10
-from ..discriminator import LAYERS
+from ..backbone import AlexNet, LAYERS
 from ..game import LinearDecay
 from ..recipe import build
 from ..training import adam, Bf16, both_phases, get_dls
@@ -124,7 +123,7 @@ def supervised(
     "C trained on labels instead of artifacts, until a fifth of them, held out, says that it no longer gets better: what labels alone would give."
     torch.manual_seed(recipe.seed)
     C = build(recipe).discriminator
-    model = nn.Sequential(C.transfer_body(), nn.Flatten(), nn.Linear(C.class_head[1].in_features, len(data.classes)))
+    model = nn.Sequential(C.backbone, C.class_head.flatten, nn.Linear(C.class_head.fc1.in_features, len(data.classes)))
     _, took = train_on_labels(model, data, recipe, None, lr, device, progress, most=most)
     return C.to(device).eval(), took
 
@@ -211,25 +210,17 @@ def probe_sgd(
                 train_images=len(train), test_images=len(test), seconds=perf_counter() - start)
 
 # %% ../../nbs/31_finetune.ipynb #000871b3
-class Body(nn.Sequential):
-    "conv1 to conv5 as a plain convolutional network: images (N, 3, H, W) in [-1, 1] in, conv5 (N, channels, H', W') out."
-    def forward_layers(self,
-                 x):      # images (N, 3, H, W) in [-1, 1], any size
-        "The outputs of all five layers from one pass."
-        out = []
-        for layer in self: out.append(x := layer(x))
-        return out
-
 BN = dict(fold='folded', drop='dropped', keep='kept, in training mode')
 
 def transfer_body(
     discriminator,  # a Discriminator; it stays as it is
     bn='fold'       # conv5's batch norm: 'fold' its running statistics into the weights, 'drop' it, or 'keep' it (the released code)
-)->Body:            # a copy, in eval mode
+)->nn.Module:       # a copy of its backbone, in eval mode
     "The convolutions that are transferred, without batch norm (section 4.4)."
     if bn not in BN: raise SpotError(f"bn is 'fold', 'drop' or 'keep', not {bn!r}")
-    body = Body(OrderedDict(deepcopy(discriminator.transfer_body()).eval().named_children())).eval()
+    body = deepcopy(discriminator.backbone).eval()
     if bn == 'keep': return body
+    if not isinstance(body, AlexNet): raise SpotError("only AlexNet's batch norm can be folded or dropped: use bn='keep' for another backbone")
     conv, norm, act = body.conv5
     body.conv5 = nn.Sequential(fuse_conv_bn_eval(conv, norm) if bn == 'fold' else conv, act)
     return body
@@ -242,12 +233,12 @@ def transfer_head(
 ):                  # conv5 (N, c, m, m) -> logits (N, classes), fresh weights
     "What is trained on top of conv5, without pool5."
     if kind not in ('fc', 'linear'): raise SpotError(f"head is 'fc' or 'linear', not {kind!r}")
-    values, hidden = discriminator.class_head[1].in_features, discriminator.class_head[1].out_features
+    values, hidden = discriminator.class_head.fc1.in_features, discriminator.class_head.fc1.out_features
     layers = [nn.Linear(values, classes)] if kind == 'linear' else [
         nn.Linear(values, hidden), nn.ReLU(), nn.Dropout(.5), nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(.5), nn.Linear(hidden, classes)]
     for m in layers:
         if isinstance(m, nn.Linear): nn.init.kaiming_normal_(m.weight, nonlinearity='relu'); nn.init.zeros_(m.bias)
-    return nn.Sequential(nn.Flatten(), *layers)
+    return nn.Sequential(deepcopy(discriminator.class_head.flatten), *layers)
 
 # %% ../../nbs/31_finetune.ipynb #ba0119fd
 def small_weights(
@@ -327,7 +318,7 @@ def transfer_groups(
     model           # what `transfer_model` returns
 )->list:            # six lists of parameters
     "A `splitter` for a fastai Learner: conv1 to conv5, each a group, and the head."
-    return [list(layer.parameters()) for layer in (*model[0], model[1])]
+    return [list(layer.parameters()) for layer in (*model[0].children(), model[1])]
 
 # %% ../../nbs/31_finetune.ipynb #94c06a6c
 def export_onnx(
