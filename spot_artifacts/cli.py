@@ -254,7 +254,7 @@ def cmd_pretrain(a):
     players, _, seconds = pretrain(data, recipe, out, device, a.resume, cbs=[TensorBoardLog(out/'tensorboard')] if a.tensorboard and not rank() else [])
     if rank(): return                                   # of several processes, the first one tells
     learned, held_out = random_split(data, seed=recipe.seed)
-    scores, s = measure(players, held_out), shortcuts(players, learned.images, held_out.images, recipe.seed)
+    scores, s = measure(players, held_out), shortcuts(players, learned, held_out, recipe.seed)
     write_json(out/'results.json', dict(provenance(data, device), recipe=asdict(recipe), seconds=seconds, **scores, shortcuts=s))
     print(f'{out}: weights.safetensors and results.json are written. On {len(held_out)} held-out images:')
     print(f'C tells real from corrupt in {scores["classifier"]["accuracy"]:.1f} % of cases (chance 50), and finds dropped entries with a balanced '
@@ -286,7 +286,7 @@ def measured(
     a          # the options of `probe`
 ):             # {network: {layer: mean, sd, ...}}, percent; what was done, for the results file
     "One protocol on the pretrained network and on what it is compared with, each with all draws of labels."
-    from spot_artifacts.ablations import draw
+    from spot_artifacts.data import random_subset
     from spot_artifacts.transfer.compare import contenders, few_labels, measure_all
     from spot_artifacts.transfer.finetune import classify, probe_sgd
     from spot_artifacts.transfer.probes import knn_probe, probe
@@ -296,7 +296,7 @@ def measured(
         found = few_labels(C, r, train, test, numbers, seeds, values=a.values, random_seeds=networks, device=device)
         rows = {name: {f'n = {n}': dict(mean=m, sd=s, seeds=each) for n, m, s, each in zip(numbers, d['mean'], d['sd'], d['seeds'])} for name, d in found['networks'].items()}
         return rows, dict(words=found['protocol'], numbers=numbers, values=a.values, seeds=list(seeds), random_networks=a.random)
-    drawn, runs = [draw(train, a.labels, s) for s in seeds], []
+    drawn, runs = [random_subset(train, a.labels, s) for s in seeds], []
     def all_draws(one):                             # (network, drawn labels, seed) -> {layer: {'mean': percent}}
         def measure(net):
             found = [one(net, d, s) for d, s in zip(drawn, seeds)]
@@ -313,7 +313,7 @@ def measured(
     ways = dict(linear=lambda net: probe(net, train, test, a.labels, seeds, a.values, 'sklearn' if device == 'cpu' else 'torch', device),
                 sgd=all_draws(sgd), knn=all_draws(lambda net, data, seed: knn_probe(net, data, test, values=a.values)),
                 fc=head('fc'), conv5=head('linear'), finetune=head('linear', True))
-    nets, took = contenders(C, r, train.images, drawn[0], networks, device)
+    nets, took = contenders(C, r, train, drawn[0], networks, device)
     if a.protocol in ('fc', 'conv5', 'finetune'): del nets['pixels']
     done = dict(labels=len(drawn[0]), seeds=list(seeds), random_networks=a.random, supervised=took)
     found = measure_all(nets, ways[a.protocol])
@@ -372,7 +372,7 @@ def cmd_stl10(a):
     device, weights = pick_device(a.device), Path(a.weights)
     players = load_weights(weights, device)
     train, r, found = stl10(a.root, 'train', size=players.recipe.size, download=a.download), players.recipe, {}
-    controls = baselines(r, train.images, range(a.random), device)
+    controls = baselines(r, train, range(a.random), device)
     for name, nets in dict(random=controls['random'], rescaled=controls['rescaled'], pretrained=[players.discriminator]).items():
         for way in 'frozen', 'fine-tuned':
             tables = [stl10_table(net, a.root, r, a.epochs, way == 'fine-tuned', seed=a.seed, device=device, progress=True) for net in nets]
@@ -447,11 +447,11 @@ def demo(
                    protocol=dict(kind=found['protocol'], labels=found['labels'], seeds=found['seeds'], random_networks=found['random_networks'],
                                  test_images=len(test), held_out_images=len(test[:1000])))
     probed = perf_counter()
-    results['shortcuts'] = shortcuts(players, train.images, test[:1000].images, recipe.seed)
+    results['shortcuts'] = shortcuts(players, train, test[:1000], recipe.seed)
     results['seconds']['shortcuts'] = round(perf_counter() - probed, 1)
     write_json(out/'results.json', results)
     write_report(out/'report.html', results, players, test.images[:8], logs)
-    save_figure(fakes_figure(players, test.images), out/'fakes.png')
+    save_figure(fakes_figure(players, test[:8].images), out/'fakes.png')
     return results
 
 # %% ../nbs/60_cli.ipynb #d300b0b3
@@ -482,32 +482,32 @@ def run_and_images(
     a            # options --run, --images, --device, --strict, --seed
 ):               # TwoPlayers; an ImageSet in random order: folders are sorted by class
     "A run, and images to show it."
-    import torch
+    from spot_artifacts.data import random_subset
     from spot_artifacts.folders import folder_images
     from spot_artifacts.toy import toy_images
     from spot_artifacts.runs import load_weights
     players = load_weights(a.run, pick_device(a.device))
     images = folder_images(a.images, players.recipe.size, strict=a.strict) if a.images else toy_images(400, players.recipe.size, seed=1)
-    return players, images[torch.randperm(len(images), generator=torch.Generator().manual_seed(a.seed))]
+    return players, random_subset(images, len(images), a.seed)
 
 def cmd_figures(a):
     from spot_artifacts.figures import all_figures
     players, images = run_and_images(a)
     labels = None if images.labels is None else [images.classes[i] for i in images.labels]
-    print(*all_figures(players, images.images[:2000], next_free(a.out), labels), sep='\n')
+    print(*all_figures(players, images[:2000].images, next_free(a.out), labels), sep='\n')
 
 def cmd_game(a):
     from spot_artifacts.game_page import write_game
     (players, images), out = run_and_images(a), next_free(a.out)
-    write_game(players, images.images, out, a.seed)
+    write_game(players, images[:20].images, out, a.seed)
     print(f'{out}/index.html: open it in a browser; it needs no network')
 
 # %% ../nbs/60_cli.ipynb #964540b7
 def cmd_ablate(a):
-    from spot_artifacts.ablations import (ablate, agreement, draw, kept_networks, plot_table, renderings,
+    from spot_artifacts.ablations import (ablate, agreement, kept_networks, plot_table, renderings,
                                           table_rows, to_markdown)
     from spot_artifacts.toy import toy_images
-    from spot_artifacts.data import random_split
+    from spot_artifacts.data import random_split, random_subset
     device, recipe, out = pick_device(a.device), pick_recipe(a.recipe, a.size, a.width, seed=a.seed), Path(a.out)
     if a.data: train, test = labelled(a.data, None, recipe.size, 0, a.strict)       # the same images whatever the seed
     else: train, test = toy_images(10_000, recipe.size, 0), toy_images(2_000, recipe.size, 1)
@@ -521,7 +521,7 @@ def cmd_ablate(a):
         print(f"Spearman's rho with the paper's ranking: {rho['rho']:.2f} "
               f"(95 % bootstrap interval {rho['low']:.2f} to {rho['high']:.2f}, {rho['rows']} rows)")
     figures, networks = dict(plot=plot_table(rows)), kept_networks(results, out)
-    if networks: figures['renderings'] = renderings(networks, draw(test, 8, a.seed).images)
+    if networks: figures['renderings'] = renderings(networks, random_subset(test, 8, a.seed).images)
     for name, figure in figures.items(): save_figure(figure, out/f'{name}.png', dpi=90)
     print(f'{out}: table.md, table.csv, {", ".join(f"{name}.png" for name in figures)} and one JSON file per run')
 

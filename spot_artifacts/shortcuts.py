@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from .core import SpotError
-from .data import to_float
+from .data import batches, random_subset, to_float
 from .encoder import ConvNorm, Encoder, receptive_field_size
 from .damage import draw_mask
 from .visualize import seeded
@@ -138,7 +138,7 @@ def says_real(
 @torch.no_grad()
 def real_and_fake(
     players,    # TwoPlayers; they are put into eval mode
-    images,     # (n, 3, S, S) uint8
+    images,     # ImageSet or (n, 3, S, S) uint8 tensor
     seed=0,     # of masks, and of noise where there is some
     bs=64       # images per pass
 ):              # what C calls real, and fakes of the same images, (n, 3, S, S) float32 in [-1, 1] each, on the CPU
@@ -146,7 +146,7 @@ def real_and_fake(
     r, device, pairs = players.eval().recipe, next(players.parameters()).device, []
     masks = draw_mask(len(images), r.grid, r.drop_rate, torch.Generator().manual_seed(seed))*(players.generator is None)
     with seeded(seed, device):
-        for x, mask in zip(images.split(bs), masks.split(bs)):
+        for x, mask in zip(batches(images, bs), masks.split(bs)):
             x, mask = to_float(x.to(device)), mask.to(device)
             phi, phi_hat = players.damaged(x, mask)
             pairs.append((x if r.real == 'image' else players.repaired.decoder(phi), players.make_fakes(phi_hat, mask)))
@@ -154,8 +154,8 @@ def real_and_fake(
 
 def shortcuts(
     players,      # TwoPlayers, trained
-    train,        # (N, 3, S, S) uint8, images that the run has learned from
-    test,         # (M, 3, S, S) uint8, held-out images, 2 or more
+    train,        # ImageSet or (N, 3, S, S) uint8 tensor, images that the run has learned from
+    test,         # ImageSet or (M, 3, S, S) uint8 tensor, held-out images, 2 or more
     seed=0,       # of the choice of images, of masks, halves and weights
     most=800,     # images of each kind that are used
     passes=4.     # of the window judge over those it learns from
@@ -164,7 +164,7 @@ def shortcuts(
     r, device = players.recipe, next(players.parameters()).device
     if len(test) < 2: raise SpotError('one held-out image is too few to tell shortcuts from luck: give 2 or more.')
     if test.shape[-1] != r.size: raise SpotError(f'images of {test.shape[-1]} px, and this run has learned from {r.size} px: give images of {r.size} px.')
-    pick = lambda images, k: images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed + k))[:most]]
+    pick = lambda images, k: random_subset(images, most, seed + k)
     learned, held_out = (real_and_fake(players, pick(images, k), seed + k) for k, images in enumerate((train, test)))
     steps = max(2, round(passes*len(learned[0])/16))
     with seeded(seed, device):
