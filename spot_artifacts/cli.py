@@ -310,7 +310,7 @@ def judge_run(
     "How well both players play, and how far shortcuts get."
     from spot_artifacts.pretraining import measure
     from spot_artifacts.shortcuts import shortcuts
-    found = shortcuts(players, learned.images, held_out.images, players.recipe.seed)
+    found = shortcuts(players, learned, held_out, players.recipe.seed)
     return dict(measure(players, held_out), shortcuts=found)
 
 def in_words(
@@ -421,7 +421,7 @@ def measure_features(
     device='cpu'         # where the networks are
 ):                       # {network: {layer: mean, sd, seeds}}, percent; what was done, for the results file
     "One protocol on the pretrained network and on what it is compared with, each with all draws of labels."
-    from spot_artifacts.ablations import draw
+    from spot_artifacts.data import random_subset
     from spot_artifacts.transfer.compare import contenders, measure_all
     seeds, runs = tuple(seeds), []
     done = dict(seeds=list(seeds), random_networks=random)
@@ -430,7 +430,7 @@ def measure_features(
         how = dict(values=values, seeds=seeds, random_seeds=range(random), device=device)
         found, words = few_labels_rows(players, train, test, **how)
         return found, done | words
-    drawn = {s: draw(train, labels, s) for s in seeds}
+    drawn = {s: random_subset(train, labels, s) for s in seeds}
     first, recipe = drawn[seeds[0]], players.recipe
     nets, took = contenders(players.discriminator, recipe, train.images, first, range(random), device)
     if protocol in ('fc', 'conv5', 'finetune'): del nets['pixels']
@@ -637,7 +637,7 @@ def demo(
                    protocol=protocol)
     write_json(out/'results.json', results)
     write_report(out/'report.html', results, players, test.images[:8], logs)
-    save_figure(fakes_figure(players, test.images), out/'fakes.png')
+    save_figure(fakes_figure(players, test[:8].images), out/'fakes.png')
     return results
 
 # %% ../nbs/60_cli.ipynb #3c1e8a22
@@ -689,7 +689,7 @@ def cmd_figures(
     check_out(out, images)
     players, data = run_and_images(run, images, seed, strict, device)
     labels = None if data.labels is None else [data.classes[i] for i in data.labels]
-    print(*all_figures(players, data.images[:2000], next_free(out), labels), sep='\n')
+    print(*all_figures(players, data[:2000].images, next_free(out), labels), sep='\n')
 
 def cmd_game(
     run,
@@ -704,7 +704,7 @@ def cmd_game(
     check_out(out, images)
     players, data = run_and_images(run, images, seed, strict, device)
     place = next_free(out)
-    write_game(players, data.images, place, seed)
+    write_game(players, data[:20].images, place, seed)
     print(f'{place}/index.html: open it in a browser; it needs no network')
 
 # %% ../nbs/60_cli.ipynb #964540b7
@@ -750,7 +750,8 @@ def show_ablations(
     seed       # of the images that the pictures show
 ):
     "Prints Table 1, and writes its pictures."
-    from spot_artifacts.ablations import agreement, draw, kept_networks, plot_table, renderings, table_rows, to_markdown
+    from spot_artifacts.data import random_subset
+    from spot_artifacts.ablations import agreement, kept_networks, plot_table, renderings, table_rows, to_markdown
     rows = table_rows(results)
     print(to_markdown(rows), end='')
     if sum(r['paper'] is not None for r in rows) > 2:
@@ -758,7 +759,7 @@ def show_ablations(
         print(f"Spearman's rho with the paper's ranking: {rho['rho']:.2f} "
               f"(95 % bootstrap interval {rho['low']:.2f} to {rho['high']:.2f}, {rho['rows']} rows)")
     figures, networks = dict(plot=plot_table(rows)), kept_networks(results, out)
-    if networks: figures['renderings'] = renderings(networks, draw(test, 8, seed).images)
+    if networks: figures['renderings'] = renderings(networks, random_subset(test, 8, seed).images)
     for name, figure in figures.items(): save_figure(figure, out/f'{name}.png', dpi=90)
     print(f'{out}: table.md, table.csv, {", ".join(f"{name}.png" for name in figures)} and one JSON file per run')
 

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from .core import SpotError
-from .data import to_float
+from .data import in_batches, random_order, to_float
 from .encoder import ConvNorm, Encoder, receptive_field_size
 from .damage import draw_mask
 from .losses import balanced_accuracy
@@ -143,7 +143,7 @@ def _says_real(
 @torch.no_grad()
 def real_and_fake(
     players,    # TwoPlayers; they are put into eval mode
-    images,     # (n, 3, S, S) uint8
+    images,     # ImageSet or (n, 3, S, S) uint8
     seed=0,     # of masks, and of noise where there is some
     bs=64       # images per pass
 ):              # what C calls real, and fakes of the same images, (n, 3, S, S) float32 in [-1, 1] each, on the CPU
@@ -152,7 +152,7 @@ def real_and_fake(
     masks = draw_mask(len(images), r.grid, r.drop_rate, torch.Generator().manual_seed(seed))
     if players.generator: masks = torch.zeros_like(masks)            # a GAN keeps nothing of an image
     with seeded(seed, device):
-        for x, mask in zip(images.split(bs), masks.split(bs)):
+        for x, mask in zip(in_batches(images, bs), masks.split(bs)):
             x, mask = to_float(x.to(device)), mask.to(device)
             phi, phi_hat = players.damaged(x, mask)
             real = x if r.real == 'image' else players.repaired.decoder(phi)
@@ -162,8 +162,8 @@ def real_and_fake(
 # %% ../nbs/55_shortcuts.ipynb #cd7781b0
 def shortcuts(
     players,      # TwoPlayers, trained
-    train,        # (N, 3, S, S) uint8, the run's training images
-    test,         # (M, 3, S, S) uint8, held-out images, 2 or more
+    train,        # ImageSet or (N, 3, S, S) uint8, the run's training images
+    test,         # ImageSet or (M, 3, S, S) uint8, held-out images, 2 or more
     seed=0,       # of the choice of images, of masks, halves and weights
     most=800,     # images of each kind that are used
     passes=4.     # epochs of the windows' network
@@ -175,8 +175,7 @@ def shortcuts(
     if (size := test.shape[-1]) != r.size:
         raise SpotError(f'images of {size} px for a run of {r.size} px. To fix: give images of {r.size} px.')
     def sides(images, seed):
-        some = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most]
-        return real_and_fake(players, images[some], seed)
+        return real_and_fake(players, images[random_order(len(images), seed)[:most]], seed)
     learned, held_out = sides(train, seed), sides(test, seed + 1)
     steps = max(2, round(passes*len(learned[0])/16))
     with seeded(seed, device):

@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from .core import has_bf16, provenance
-from .data import Augment, ImageSet, TensorDL, to_float
+from .data import Augment, ImageSet, random_subset, TensorDL, to_float
 from .folders import folder_images, list_images
 from .toy import toy_images
 from .encoder import encoder_layers
@@ -42,7 +42,6 @@ from .recipe import build, Recipe
 from .training import adam, phase_learner
 from .monitor import TerminateOnNaN
 from .transfer.probes import choose_l2, fit_probe, pool_to, probe
-from .ablations import draw
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 
@@ -388,7 +387,7 @@ def input_rates(race): # Race
 @torch.no_grad()
 def plain_probe(net, train, test, labels, values): # Discriminator; two labelled ImageSets; number of labels; numbers per layer
     "`probe` as a plain port has it: a pass for each layer, then its classifier."
-    train, found = draw(train, labels, 0), {}
+    train, found = random_subset(train, labels), {}
     net.eval()
     for i, name in enumerate(LAYERS):
         body = nn.Sequential(*(getattr(net.backbone, layer) for layer in LAYERS[:i + 1]))
@@ -422,11 +421,11 @@ def costs(
     def cost(**changes):
         if 'size' in changes: changes['layers'] = max(2, encoder_layers(changes['size']))
         r = replace(base, **changes)
-        data = replace(race.data, images=F.interpolate(race.data.images[:256].float(), (r.size, r.size)).byte())
+        data = ImageSet(F.interpolate(race.data.images[:256].float(), (r.size, r.size)).byte())
         seconds, memory = replace(race, recipe=r, data=data, skip=2, steps=3).seconds(Variant(), 'game')
         return dict(size=r.size, width=r.width, batch=r.batch, seconds_per_image=seconds/r.batch, peak_memory=memory)
     def drawing(n):
-        data = replace(race.data, images=race.data.images[torch.arange(n) % len(race.data)], labels=None)
+        data = ImageSet(race.data.images[torch.arange(n) % len(race.data)])
         dl = TensorDL(data, base.batch, Augment(base.size), shuffle=True, steps=100, device=race.device)
         return dict(images=n, seconds_per_image=fastest(lambda: [None for _ in dl], race.device, 3)/100/base.batch)
     quarter = dict(width=.25, ae_width=.25)

@@ -280,7 +280,7 @@ def test_random_networks_are_three_and_calibrated(finished):
 def test_from_the_disk_it_is_the_same(finished, photos, tmp_path, monkeypatch):
     out, command = finished
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    monkeypatch.setattr(data, 'free_memory', lambda: 0)
+    monkeypatch.setattr('spot_artifacts.folders.free_memory', lambda: 0)
     main([str(tmp_path/'disk' if word == out else word) for word in command] + ['--rows', 'baseline,random'])
     assert len(list((tmp_path/'cache/spot_artifacts').glob('*.bytes'))) == 2
     found, wanted = ({(r['row'], r['seed']): (r['accuracy'], r['probe']) for r in load_results(folder)} for folder in (tmp_path/'disk', out))

@@ -82,7 +82,7 @@ with new_file({str(tmp_path/"a.json")!r}) as f: os.kill(os.getpid(), signal.SIGK
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
-    monkeypatch.setenv('RANK', '1')
+    for name, value in dict(RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', MASTER_ADDR='localhost').items(): monkeypatch.setenv(name, value)
     write_json(tmp_path/'a.json', 1)
     assert names(tmp_path) == []
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from fastcore.foundation import working_directory
 from hypothesis import HealthCheck, given, settings, strategies as st
+from images import write_images
 from PIL import Image
 
-from spot_artifacts import data as data_module
+from spot_artifacts import folders
 from spot_artifacts.cli import main
 from spot_artifacts.core import ImagesError, RecipeError, SpotError
 from spot_artifacts.folders import folder_images, list_images, load_image
@@ -68,11 +69,8 @@ def test_a_recipe_plays_two_steps_or_says_why_not(data, changes):
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('photos')
-    for i, image in enumerate(toy_images(12, 36, seed=1, cache=False).images.permute(0, 2, 3, 1).numpy()):
-        (folder/'ab'[i % 2]).mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder/'ab'[i % 2]/f'{i}.png')
-    return folder
+    images = toy_images(12, 36, seed=1, cache=False).images
+    return write_images(tmp_path_factory.mktemp('photos'), classes=('a', 'b'), images=images)
 
 
 @pytest.fixture(scope='module')
@@ -92,7 +90,7 @@ def lines(draw):
     "A command with some options that make sense, and one or two that don't."
     command = draw(st.sampled_from(sorted(commands)))
     sound = {'pretrain': '--images PHOTOS --out OUT --size 32 --width 0.05 --batch 8 --steps 2 --device cpu', 'probe': '--weights RUN --images PHOTOS --labels 10 --seeds 1 --epochs 1 --out OUT --device cpu',
-             'spot': '--weights RUN --out OUT --device cpu PHOTOS/a/0.png', 'info': ''}[command].split()
+             'spot': '--weights RUN --out OUT --device cpu PHOTOS/a/00.png', 'info': ''}[command].split()
     for change in draw(st.lists(st.sampled_from(['value', 'option', 'word']), max_size=2)):
         k = draw(st.integers(0, len(sound)))
         if change == 'value' and k < len(sound): sound[k] = draw(words)
@@ -187,7 +185,7 @@ def test_bombs(tmp_path):
     chunk = len(text).to_bytes(4, 'big') + b'zTXt' + text + zlib.crc32(b'zTXt' + text).to_bytes(4, 'big')
     files = dict(claim=png(50_000, 50_000, zlib.compress(bytes(1000))), large1=large, large2=large, large3=large, text=png(40, 40, zlib.compress(bytes(40*121)), chunk))
     for name, content in files.items(): (tmp_path/f'{name}.png').write_bytes(content)
-    code = f"""import json, resource, spot_artifacts.data as d
+    code = f"""import json, resource, spot_artifacts.folders as d
 resource.setrlimit(resource.RLIMIT_AS, (5*2**30, 5*2**30))
 s = d.folder_images({str(tmp_path)!r}, 32, progress=False)
 print(json.dumps(dict(images=len(s), skipped=s.skipped)))"""
@@ -237,12 +235,12 @@ def test_links_pipes_and_folders_with_the_name_of_an_image(odd):
 
 
 def test_files_that_vanish_or_may_not_be_read(odd, monkeypatch):
-    files, opened = list_images(odd), data_module.Image.open
+    files, opened = list_images(odd), folders.Image.open
     def refuse(file, *args, **kw):
         if file == files[4]: raise PermissionError(13, 'Permission denied', str(file))
         return opened(file, *args, **kw)
-    monkeypatch.setattr(data_module.Image, 'open', refuse)
-    monkeypatch.setattr(data_module, 'list_images', lambda path: files)
+    monkeypatch.setattr(folders.Image, 'open', refuse)
+    monkeypatch.setattr(folders, 'list_images', lambda path: files)
     files[2].unlink()
     found = folder_images(odd, 32, progress=False)
     assert len(found) == len(files) - 2 and [why for _, why in found.skipped] == ['No such file or directory', 'Permission denied']

@@ -9,7 +9,7 @@ from torch import nn
 from spot_artifacts import transfer
 from spot_artifacts.cli import PROTOCOLS, main, measured, parser
 from spot_artifacts.core import Diverged, SpotError
-from spot_artifacts.data import DiskImages, ImageSet, spot_dls
+from spot_artifacts.data import ImageSet, spot_dls
 from spot_artifacts.toy import toy_images
 from spot_artifacts.backbone import LAYERS
 from spot_artifacts.pretraining import pretrain
@@ -52,9 +52,8 @@ def test_folded_body_computes_the_same_and_nothing_adapts(net):
     assert unmoved(net, before) and not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
 
 
-def test_controls_take_disk_images_and_leave_weights_alone(net, sets):
-    rows = torch.arange(len(sets[0]))
-    disk = DiskImages(sets[0].images.numpy(), rows)
+def test_controls_take_an_image_set_and_leave_weights_alone(net, sets):
+    disk = sets[0][torch.arange(len(sets[0]))]
     for make in calibrate, rescale:
         a, b = make(deepcopy(net), sets[0].images), make(deepcopy(net), disk)
         assert all(p.equal(q) for p, q in zip(a.state_dict().values(), b.state_dict().values()))

@@ -11,7 +11,7 @@ from time import perf_counter
 # %% ../../nbs/32_compare.ipynb #3437bf82
 import torch
 from ..core import ImagesError
-from ..data import ImageSet
+from ..data import ImageSet, random_order, random_subset
 from ..backbone import LAYERS
 from ..recipe import build
 from .probes import baselines, check_labels, fit_probe, knn_probe, layer_features, probe
@@ -21,7 +21,7 @@ from .finetune import classify, summary, supervised, words_of
 def contenders(
     discriminator,           # the trained Discriminator
     recipe,                  # its Recipe
-    images,                  # (N, 3, S, S) uint8: training images, for `baselines`
+    images,                  # ImageSet or (N, 3, S, S) uint8: training images, for `baselines`
     shown,                   # labelled ImageSet that the supervised network learns from
     random_seeds=(0, 1, 2),  # one random network each
     device='cpu',            # where the networks are
@@ -62,8 +62,8 @@ def compare(
     "Linear probes of a trained network beside raw pixels, random networks and a supervised one, in one run (Tables 4 and 5)."
     check_labels(train, test)
     start = perf_counter()
-    shown = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seeds[0]))[:labels]]
-    networks, took = contenders(discriminator, recipe, train.images, shown, random_seeds, device, progress, most)
+    shown = random_subset(train, labels, seeds[0])
+    networks, took = contenders(discriminator, recipe, train, shown, random_seeds, device, progress, most)
     found = measure_all(networks, lambda net: probe(net, train, test, labels, seeds, values, solver, device))
     protocol = f'logistic regression ({solver}) on frozen layers pooled to about {values} values and standardised; {len(shown)} labels, {len(seeds)} draws of them; ' \
                f'{len(random_seeds)} random networks, batch norm calibrated, and the same rescaled; supervised: {words_of(took)}, on the first draw; whole test images'
@@ -77,12 +77,12 @@ def per_class(
     seed=0      # of the choice
 )->ImageSet:    # n*classes images
     "As many images of each class, in random order."
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = random_order(len(data), seed)
     found = [order[data.labels[order] == c][:n] for c in range(len(data.classes))]
     few = min(map(len, found))
     if few < n: raise ImagesError(f'{data.name}: a class has {few} images, and {n} are wanted. Give a smaller number per class.')
     picks = torch.cat(found)
-    return data[picks[torch.randperm(len(picks), generator=torch.Generator().manual_seed(seed))]]
+    return data[picks[random_order(len(picks), seed)]]
 
 def few_labels(
     discriminator,               # the trained Discriminator
@@ -104,9 +104,9 @@ def few_labels(
     def fresh(seed):
         torch.manual_seed(seed)
         return build(recipe).discriminator.to(device)
-    def forward_layers(net, data): return layer_features(net, data.images, values)[at]
+    def forward_layers(net, data): return layer_features(net, data, values)[at]
     def scratch(data, seed): return classify(fresh(seed), data, test, recipe, steps*recipe.batch/len(data), 'linear', True, lr=1e-3, seed=seed, device=device)['accuracy']
-    controls = baselines(recipe, train.images, random_seeds, device)
+    controls = baselines(recipe, train, random_seeds, device)
     nets = dict(pretrained=[discriminator], random=controls['random'], rescaled=controls['rescaled'])
     tests = {name: [features(net, test) for net in group] for name, group in nets.items()}
     found = {name: [[] for _ in numbers] for name in (*nets, 'scratch')}
@@ -138,8 +138,8 @@ def transfer_report(
     most=100                    # passes after which the supervised network and each head stop, plateau or not
 )->dict:                        # `probe`, `knn`, `head`: `protocol` and `networks`; `few_labels`; `supervised`: its epochs
     "Probes, nearest neighbours, a head on conv5 (frozen and fine-tuned) and few labels, beside random, supervised and pixels."
-    shown = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seeds[0]))[:labels]]
-    nets, took = contenders(discriminator, recipe, train.images, shown, random_seeds, device, progress, most)
+    shown = random_subset(train, labels, seeds[0])
+    nets, took = contenders(discriminator, recipe, train, shown, random_seeds, device, progress, most)
     learned = {name: group for name, group in nets.items() if name != 'pixels'}
     def row(name, measure, among): return dict(protocol=name, networks=measure_all(among, measure))
     runs = []

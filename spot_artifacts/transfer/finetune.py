@@ -21,7 +21,7 @@ from fastcore.basics import store_attr
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..core import Diverged, SpotError
-from ..data import CentralCrop, spot_dls, TensorDL
+from ..data import CentralCrop, random_order, random_subset, spot_dls, TensorDL
 from ..folders import stl10
 from ..backbone import AlexNet, LAYERS
 from ..game import LinearDecay
@@ -39,7 +39,7 @@ def every_fifth(
     seed=0      # of the choice
 ):              # two ImageSets: to learn from, to decide by
     "Holds out a fifth of the images, of each class as nearly as can be."
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = random_order(len(data), seed)
     order = order[data.labels[order].argsort(stable=True)]
     held = torch.arange(len(data)) % 5 == 2
     return data[order[~held]], data[order[held]]
@@ -162,7 +162,7 @@ class LayerHeads(nn.Module):
                  values):    # wanted length of the features
         super().__init__()
         self.net, self.values = net, values
-        self.heads = nn.ModuleList(StandardLinear(torch.from_numpy(f), len(data.classes)) for f in layer_features(net, data.images, values))
+        self.heads = nn.ModuleList(StandardLinear(torch.from_numpy(f), len(data.classes)) for f in layer_features(net, data, values))
     def train(self, mode=True):
         super().train(mode)
         self.net.eval()
@@ -199,7 +199,7 @@ def probe_sgd(
     "Linear classifiers on all frozen layers at once, by SGD on random crops (section 5.2.3)."
     check_labels(train, test)
     start, frozen = perf_counter(), deepcopy(net).requires_grad_(False).to(device)
-    some = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:2000]]
+    some = random_subset(train, 2000, seed)
     sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9, weight_decay=5e-4)
     heads, _ = train_on_labels(LayerHeads(frozen, some, values), train, replace(recipe, seed=seed), epochs, lr, device, progress, sum_cross_entropy, sgd, StepDecay)
     layers = {name: dict(mean=a, seeds=[a], grid=g) for name, a, g in

@@ -19,7 +19,7 @@ from fastcore.basics import store_attr
 from fastcore.foundation import L
 from torch import nn
 from ..core import ImagesError, SpotError
-from ..data import to_float
+from ..data import in_batches, random_order, to_float
 from ..backbone import LAYERS, ResponseNorm
 from ..recipe import build
 from fastai.callback.core import Callback
@@ -62,13 +62,13 @@ def layer_names(
 @torch.no_grad()
 def layer_features(
     net,            # a Discriminator, or any module with `forward_layers`; it is put into eval mode
-    images,         # (N, 3, S, S) uint8
+    images,         # ImageSet, or (N, 3, S, S) uint8 tensor
     values=2300,    # wanted length of the features
     bs=250          # images per batch
 )->list:            # float32 arrays (N, about `values`), one per layer
     "All layers of all images from one pass, each pooled to the same length."
     device, out = device_of(net.eval()), []
-    for batch in images.split(bs):
+    for batch in in_batches(images, bs):
         x = to_float(batch.to(device)).contiguous(memory_format=torch.channels_last)
         out.append([pool_to(h, values).cpu() for h in net.forward_layers(x)])
     layers = [torch.cat(layer).numpy() for layer in zip(*out)]
@@ -167,7 +167,7 @@ def probe(
     check_labels(train, test)
     if labels < 10 or len(train) < 10: raise ImagesError(f'{min(labels, len(train))} labels are too few for a probe: give 10 or more.')
     from threadpoolctl import threadpool_limits
-    picks = torch.stack([torch.randperm(len(train), generator=torch.Generator().manual_seed(s))[:labels] for s in seeds])
+    picks = torch.stack([random_order(len(train), s)[:labels] for s in seeds])
     drawn, yt, how = train[picks.flatten()], test.labels.numpy(), dict(solver=solver, device=device)
     ys = drawn.labels.view(picks.shape).numpy()
     def one_layer(x, xt):
@@ -175,7 +175,7 @@ def probe(
         l2 = choose_l2(xs[0], ys[0], **how)
         scores = [100*fit_probe(a, b, l2, **how).score(xt, yt) for a, b in zip(xs, ys)]
         return dict(mean=float(np.mean(scores)), seeds=scores, l2=l2)
-    features = zip(layer_features(net, drawn.images, values), layer_features(net, test.images, values))
+    features = zip(layer_features(net, drawn, values), layer_features(net, test, values))
     threads = torch.get_num_threads() if solver == 'sklearn' else 1
     with threadpool_limits(1, 'blas'), ThreadPool(threads) as pool: return dict(zip(layer_names(net), pool.starmap(one_layer, features, 1)))
 
@@ -190,18 +190,18 @@ class RawPixels(nn.Module):
 
 # %% ../../nbs/30_probes.ipynb #8d3e2170
 def equal_batches(
-    images,     # (N, 3, S, S) uint8 tensor, or `DiskImages`
+    images,     # ImageSet, or (N, 3, S, S) uint8 tensor
     n,          # how many of them, from the first
     bs          # largest batch
 ):              # batches of nearly one size
     "The first n images; no batch is much smaller than the others, for they all weigh the same."
     n = min(n, len(images))
-    return images[:n].split(-(-n//-(-n//bs)))
+    return in_batches(images[:n], -(-n//-(-n//bs)))
 
 @torch.no_grad()
 def calibrate(
     net,            # a Discriminator, or any module that takes images in [-1, 1]
-    images,         # (N, 3, S, S) uint8 tensor or `DiskImages`: training images, no labels needed
+    images,         # ImageSet or (N, 3, S, S) uint8 tensor: training images, no labels needed
     n=2000,         # how many of them are seen, from the first
     bs=250          # images per batch
 )->nn.Module:       # the same network, in eval mode; its weights are untouched
@@ -221,7 +221,7 @@ def calibrate(
 def channel_moments(
     net,        # a Discriminator or its body, in eval mode
     module,     # one of its convolutions
-    images,     # (N, 3, S, S) uint8
+    images,     # ImageSet, or (N, 3, S, S) uint8 tensor
     bs=250      # images per batch
 ):              # mean (c,) and variance (c,), float32
     "Mean and variance of what comes out of each filter, over images and places."
@@ -230,7 +230,7 @@ def channel_moments(
         var, mean = torch.var_mean(out.float(), (0, 2, 3), correction=0)
         sums.append(len(out)*torch.stack([mean, var + mean**2]).double())
     hook = module.register_forward_hook(add)
-    for batch in images.split(bs):
+    for batch in in_batches(images, bs):
         h, before = to_float(batch.to(device_of(net))).contiguous(memory_format=torch.channels_last), len(sums)
         for layer in backbone_of(net).children():
             if len(sums) == before: h = layer(h)
@@ -248,7 +248,7 @@ def scaled_modules(
 @torch.no_grad()
 def rescale(
     net,            # a Discriminator or its body; it stays as it is
-    images,         # (N, 3, S, S) uint8 tensor or `DiskImages`: training images, no labels needed
+    images,         # ImageSet or (N, 3, S, S) uint8 tensor: training images, no labels needed
     n=500,          # how many of them are looked at, from the first
     keep=False      # keep the function, up to one factor where conv5 has no batch norm; else each filter gets mean 0 and variance 1
 )->nn.Module:       # a copy, in eval mode
@@ -274,7 +274,7 @@ def rescale(
 # %% ../../nbs/30_probes.ipynb #04803ab3
 def baselines(
     recipe,          # Recipe: how C is built
-    images,          # (N, 3, S, S) uint8 tensor or `DiskImages`: training images for batch norm and scales, no labels needed
+    images,          # ImageSet or (N, 3, S, S) uint8 tensor: training images for batch norm and scales, no labels needed
     seeds=(0, 1, 2), # one random network each, with and without rescaling
     device='cpu'     # where the networks are
 )->dict:             # name: list of networks in eval mode
@@ -315,7 +315,7 @@ def knn_probe(
     "Nearest neighbours on every frozen layer: nothing is fitted."
     check_labels(train, test)
     percent = lambda a, b: 100*float((knn(a, train.labels, b, k, temperature).cpu() == test.labels).float().mean())
-    scores = [percent(a, b) for a, b in zip(layer_features(net, train.images, values), layer_features(net, test.images, values))]
+    scores = [percent(a, b) for a, b in zip(layer_features(net, train, values), layer_features(net, test, values))]
     return {name: dict(mean=a, seeds=[a]) for name, a in zip(layer_names(net), scores)}
 
 # %% ../../nbs/30_probes.ipynb #b6314ba7

@@ -1,13 +1,15 @@
-"Odd, broken and hostile files: what does not fit into the tutorial of notebook 55."
+"Odd, broken and hostile files, and those kept on the disk: what does not fit into notebook 02."
 import os, struct, subprocess, sys, zlib
 from urllib.error import URLError
 
 import numpy as np, pytest, torch, torchvision
+from images import write_images
 from PIL import Image, ImageFile
 
-from spot_artifacts import data
-from spot_artifacts.core import SpotError
-from spot_artifacts.folders import folder_images, load_image, stl10
+from spot_artifacts import folders
+from spot_artifacts.core import ImagesError, lock_file, SpotError
+from spot_artifacts.data import ImageSet, spot_dls
+from spot_artifacts.folders import as_image_set, folder_images, list_images, load_image, stl10, where_kept
 from spot_artifacts.toy import toy_images
 
 CORNERS = [(220, 40, 40), (40, 200, 60), (50, 60, 210), (230, 220, 60)]    # red green / blue yellow
@@ -104,7 +106,7 @@ def test_square_is_central(folder):
     assert load_image(folder/'wide.png', 40).min() == 255 and load_image(folder/'tall.png', 40).min() == 255
 
 
-def test_name_need_not_tell_the_format(folder):
+def test_the_content_and_not_the_name_says_the_format(folder):
     picture().save(folder/'really png.jpg', format='PNG')
     picture().save(folder/'really gif.jpeg', format='GIF')
     picture().save(folder/'two.jpg', format='MPO', save_all=True, append_images=[picture()], quality=95)    # some phones' JPEG
@@ -160,7 +162,7 @@ def test_bombs_are_not_loaded(folder, side):
     assert folder_images(folder, 32).skipped == (('bomb.png', 'more than 89 million pixels'),)
 
 
-def test_truncated_is_refused_whatever_pillow_was_told(folder, monkeypatch):
+def test_truncated_is_refused_whatever_pillow_allows(folder, monkeypatch):
     monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
     Image.effect_noise((72, 48), 80).save(folder/'cut.jpg')
     cut(folder/'cut.jpg')
@@ -170,7 +172,7 @@ def test_truncated_is_refused_whatever_pillow_was_told(folder, monkeypatch):
 
 def test_strict_stops_and_names(folder):
     (folder/'empty.jpg').touch()
-    with pytest.raises(SpotError, match='empty.jpg: empty file. Mend or remove'): folder_images(folder, 32, strict=True)
+    with pytest.raises(SpotError, match='empty.jpg: empty file. Fix or remove'): folder_images(folder, 32, strict=True)
     with pytest.raises(SpotError, match='empty.jpg: empty file'): load_image(folder/'empty.jpg', 32)
 
 
@@ -183,7 +185,7 @@ def test_odd_names_depth_links_and_hidden_files(folder):
     (deep/'round').symlink_to(folder, target_is_directory=True)
     (folder/'linked').symlink_to(deep, target_is_directory=True)
     (folder/'notes.txt').write_text('not an image, and not named like one')
-    names = [f.relative_to(folder).as_posix() for f in data.list_images(folder)]
+    names = [f.relative_to(folder).as_posix() for f in list_images(folder)]
     assert names == ['folder.jpg/in.png', 'good.png', "linked/quote's.webp", 'linked/ünïcode  name.PnG',
                      "näh/日本 語/a b/quote's.webp", 'näh/日本 語/a b/ünïcode  name.PnG']
     got = folder_images(str(folder), 32)
@@ -193,7 +195,7 @@ def test_odd_names_depth_links_and_hidden_files(folder):
 def test_order_is_that_of_the_names_and_long_lists_show_progress(tmp_path, capsys, monkeypatch):
     for i in range(500): Image.new('RGB', (8, 8), (i//250, i % 250, 0)).save(tmp_path/f'{i:03d}.bmp')
     for screen in (True, False):
-        monkeypatch.setattr('spot_artifacts.data.bars', lambda: screen)
+        monkeypatch.setattr('spot_artifacts.folders.bars', lambda: screen)
         got = folder_images(tmp_path, 8)
         assert got.images[:, :2, 0, 0].tolist() == [[i//250, i % 250] for i in range(500)]
         assert ('500/500' in capsys.readouterr().out) == screen, 'a bar on a screen, and none in a pipe'
@@ -221,7 +223,7 @@ def test_nothing_to_load(tmp_path, what, message):
     assert what in str(error.value) and '\n' not in str(error.value)
 
 
-def test_stl10_damaged_or_not_to_be_had(tmp_path, monkeypatch):
+def test_stl10_damaged_or_missing(tmp_path, monkeypatch):
     files = tmp_path/'stl10_binary'
     files.mkdir()
     (files/'class_names.txt').write_text('airplane\nbird\n')
@@ -238,58 +240,17 @@ def test_stl10_damaged_or_not_to_be_had(tmp_path, monkeypatch):
     with pytest.raises(SpotError, match='could not be downloaded'): stl10(tmp_path, 'test', download=True)
 
 
-def test_cache_goes_where_it_is_told_and_never_stops_the_work(tmp_path, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    wanted = toy_images(20, 16, cache=False).fingerprint
-    assert not any(tmp_path.iterdir())
-    assert toy_images(20, 16).fingerprint == wanted
-    [file] = (tmp_path/'spot_artifacts').iterdir()
-    monkeypatch.setattr(data, '_draw_set', None)                  # from here on, only the cache can answer
-    assert toy_images(20, 16).fingerprint == wanted
-    monkeypatch.undo()
-    assert toy_images(20, 16, cache=file).fingerprint == wanted     # a file where the folder should be
-    def no_space(tensors, file, made):
-        file.write_bytes(b'half')
-        raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(data, 'save_file', no_space)
-    assert toy_images(20, 16, cache=tmp_path/'full').fingerprint == wanted
-    assert not any((tmp_path/'full').iterdir())
-
-
-def test_cache_made_differently_is_not_read(tmp_path):
-    wanted = toy_images(20, 16, cache=tmp_path).fingerprint
-    [file] = tmp_path.iterdir()
-    toy_images(20, 16, seed=1, cache=tmp_path)
-    [other] = set(tmp_path.iterdir()) - {file}
-    os.replace(other, file)
-    assert toy_images(20, 16, cache=tmp_path).fingerprint == wanted
-
-
-def test_images_stay_off_a_gpu_that_is_too_small(monkeypatch):
-    images = torch.zeros(10, 3, 8, 8, dtype=torch.uint8)
-    for free, fits in (10_000, True), (3000, False):
-        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free, 10_000))
-        assert data._fits(images, torch.device('cuda')) is fits
-
-
-def test_lowest_floor_is_light():
-    code = 'import sys, spot_artifacts.data as d; print([m for m in ("fastai", "torchvision", "matplotlib") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'
-
-
 def test_a_run_from_the_disk_is_the_run_from_memory(tmp_path, monkeypatch):
     "With no memory to spare images stay in a file, and every weight of a run comes out the same."
     from spot_artifacts.pretraining import pretrain
     from spot_artifacts.recipe import Recipe
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    (tmp_path/'photos').mkdir()
-    for i, image in enumerate(toy_images(40, 32, seed=6, cache=False).images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path/f'photos/{i}.png')
+    write_images(tmp_path/'photos', images=toy_images(40, 32, seed=6, cache=False).images)
     recipe, weights = Recipe.small(32, width=.1, ae_width=.1, ae_batch=8, batch=8, ae_epochs=1., epochs=1.), []
     for free in (1e12, 0):
-        monkeypatch.setattr(data, 'free_memory', lambda: free)
+        monkeypatch.setattr(folders, 'free_memory', lambda: free)
         images = folder_images(tmp_path/'photos', 32)
-        assert isinstance(images.images, data.DiskImages) == (not free)
+        assert (tmp_path/'cache').exists() == (not free)
         pretrain(images, recipe, tmp_path/f'run-{free:g}', progress=False)
         weights.append((tmp_path/f'run-{free:g}/weights.safetensors').read_bytes())
     assert weights[0] == weights[1]
@@ -299,7 +260,7 @@ def test_a_run_from_the_disk_is_the_run_from_memory(tmp_path, monkeypatch):
 def no_memory(tmp_path, monkeypatch):
     "With no memory to spare, decoded folders go into files; this is where."
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    monkeypatch.setattr(data, 'free_memory', lambda: 0)
+    monkeypatch.setattr(folders, 'free_memory', lambda: 0)
     return tmp_path/'cache/spot_artifacts'
 
 
@@ -317,15 +278,15 @@ def test_two_folders_of_one_name_and_time_do_not_share_a_cache(tmp_path, monkeyp
     for place, colour in ('a', 'red'), ('b', 'blue'):
         plain(tmp_path/place/'photos', colour)
         monkeypatch.chdir(tmp_path/place)
-        found.append(folder_images('photos', 16).images[:][0, :, 0, 0].tolist())
+        found.append(folder_images('photos', 16).images[0, :, 0, 0].tolist())
     assert found == [[255, 0, 0], [0, 0, 255]]
 
 
 def test_a_changed_file_of_the_same_size_and_time_is_decoded_again(tmp_path, no_memory):
     folder = plain(tmp_path/'photos', 'red')
-    assert folder_images(folder, 16).images[:][0, :, 0, 0].tolist() == [255, 0, 0]
+    assert folder_images(folder, 16).images[0, :, 0, 0].tolist() == [255, 0, 0]
     plain(folder, 'blue')
-    assert folder_images(folder, 16).images[:][0, :, 0, 0].tolist() == [0, 0, 255]
+    assert folder_images(folder, 16).images[0, :, 0, 0].tolist() == [0, 0, 255]
 
 
 def test_a_folder_is_the_same_by_any_path(tmp_path, monkeypatch, no_memory, capsys):
@@ -368,7 +329,7 @@ def test_a_cache_is_private_and_on_the_disk_before_it_has_its_name(tmp_path, mon
 
 def test_old_caches_make_room_but_not_those_in_use(tmp_path, monkeypatch, no_memory):
     one = 3*3*16**2/1e9
-    monkeypatch.setattr(data, 'CACHE_GB', 2.5*one)
+    monkeypatch.setattr(folders, 'CACHE_GB', 2.5*one)
     def kept(): return {f.name for f in no_memory.glob('*.bytes')}
     def load(name):
         before = kept()
@@ -379,7 +340,7 @@ def test_old_caches_make_room_but_not_those_in_use(tmp_path, monkeypatch, no_mem
     for file, when in (file_a, 1), (file_b, 2): os.utime(no_memory/file, (when, when))
     del b
     c, file_c = load('c')                                   # a is older than b, but in use
-    assert kept() == {file_a, file_c} and a.images[:].float().mean() == 85
+    assert kept() == {file_a, file_c} and a.images.float().mean() == 85
     os.utime(no_memory/file_c, (3, 3))
     del a, c
     folder_images(tmp_path/'a', 16)                         # a is used again: now c is the oldest
@@ -390,18 +351,80 @@ def test_old_caches_make_room_but_not_those_in_use(tmp_path, monkeypatch, no_mem
 
 def test_what_a_killed_run_left_half_decoded_is_removed(tmp_path, no_memory):
     no_memory.mkdir(parents=True)
-    (no_memory/'folder-0123.bytes.xyz.part').write_bytes(bytes(1000))
-    with open(no_memory/'folder-4567.bytes.xyz.part', 'wb') as f:
-        assert data._lock(f)                                # another run is still decoding
+    (no_memory/f'.folder-0123.bytes.{"ab12"*4}.tmp').write_bytes(bytes(1000))
+    in_use = no_memory/f'.folder-4567.bytes.{"cd34"*4}.tmp'
+    with in_use.open('wb') as f:
+        assert lock_file(f)                                # another run is still decoding
         folder_images(plain(tmp_path/'photos', 'red'), 16)
-        assert [f.name for f in no_memory.glob('*.part')] == ['folder-4567.bytes.xyz.part']
+        assert list(no_memory.glob('*.tmp')) == [in_use]
 
 
 def test_two_processes_decode_one_folder(tmp_path, no_memory):
     folder = plain(tmp_path/'photos', 'red', 40)
-    code = f'from spot_artifacts import data; data.free_memory = lambda: 0; print(data.folder_images({str(folder)!r}, 16).fingerprint)'
+    code = f'from spot_artifacts import folders; folders.free_memory = lambda: 0; print(folders.folder_images({str(folder)!r}, 16).fingerprint)'
     running = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [p.communicate() for p in running]
     assert all(p.returncode == 0 for p in running), said
     assert said[0][0] == said[1][0] == folder_images(folder, 16).fingerprint + '\n'
     assert sorted(f.suffix for f in no_memory.iterdir()) == ['.bytes', '.json']
+
+
+def test_where_images_are_kept(monkeypatch):
+    for free, wanted in [(1e9, '1.0 GB of memory are free: decoded once and kept in memory'), (1e6, 'kept in a file in'),
+                         (None, 'how much memory is free is unknown: decoded once and kept in memory')]:
+        monkeypatch.setattr(folders, 'free_memory', lambda: free)
+        assert wanted in where_kept(1000, 64)
+
+
+class Items:
+    "A data set as torchvision has them, of whatever is given."
+    def __init__(self, *items, **attributes):
+        self.items = items
+        self.__dict__.update(attributes)
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.items[i]
+
+
+def test_a_dataset_of_pillow_images_or_tensors():
+    byte = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
+    pillow = Image.fromarray(byte.permute(1, 2, 0).numpy())
+    data = as_image_set(Items((pillow, 1), (byte, torch.tensor(0)), (byte/255, np.int64(2)), classes=['a', 'b', 'c']))
+    assert all(torch.equal(image, byte) for image in data.images)
+    assert data.labels.tolist() == [1, 0, 2] and data.classes == ('a', 'b', 'c') and data.size == 40
+    assert as_image_set(Items((byte, 0), (byte, 1)), 40).classes == ('0', '1')
+    assert as_image_set(Items(picture(72, 48), picture(50, 60)), 32).shape == (2, 3, 32, 32)
+    assert torch.equal(as_image_set(Items(byte[:1])).images[0], byte[:1].expand(3, -1, -1))
+    assert close(quarters(as_image_set(Items((picture(), 0)), 32).images[0]), CORNERS)
+
+
+def test_labels_that_are_no_classes_are_left_out():
+    for label in .5, 'cat', None, -1, [0, 1], picture():
+        data = as_image_set(Items((picture(), label), (picture(), 0)))
+        assert data.labels is None and data.classes == ()
+
+
+@pytest.mark.parametrize('source, size, message', [
+    (7, None, 'int: Give a folder'), ({1, 2}, 32, 'set: Give a folder'), (Items(), 32, 'no images'),
+    (Items((picture(20, 30), 0)), 32, r'Items\[0\]: 20 x 30 px, not 32 px. Give a smaller size'),
+    (Items((picture(), 0), ('a.png', 0)), 32, r'Items\[1\]: a str. Give a Pillow image'),
+    (Items((torch.zeros(32, 32), 0)), 32, r'shape \(32, 32\)'), (Items((torch.randn(3, 32, 32), 0)), 32, 'normalise nothing'),
+    (torch.zeros(2, 3, 8, 8), 8, r'Give uint8 \(N, 3, S, S\)'), (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 16, 'images of 8 px, not 16'),
+    ('no folder', None, 'needs a size'), ('no folder', 32, 'no such folder')])
+def test_sources_that_are_none(source, size, message):
+    with pytest.raises(ImagesError, match=message) as e: as_image_set(source, size)
+    assert '\n' not in str(e.value)
+
+
+def test_a_dataset_larger_than_memory(monkeypatch):
+    monkeypatch.setattr(folders, 'free_memory', lambda: 1000)
+    with pytest.raises(ImagesError, match='do not fit into memory. Give a folder'): as_image_set(Items((picture(), 0)), 32)
+
+
+def test_a_folder_and_loaders_as_image_sets(tmp_path):
+    write_images(tmp_path, 6, 20, classes=('a', 'b'))
+    plain, labelled = as_image_set(str(tmp_path), 16), as_image_set(tmp_path, 16, labelled=True)
+    assert plain.labels is None and labelled.classes == ('a', 'b') and torch.equal(plain.images, labelled.images)
+    dls = spot_dls(labelled[:4], labelled[4:], 16, 2)
+    assert as_image_set(dls).fingerprint == labelled[:4].fingerprint and as_image_set(labelled) is labelled
+    assert as_image_set(torchvision.datasets.ImageFolder(str(tmp_path)), 16).fingerprint == labelled.fingerprint
+    assert isinstance(as_image_set(labelled.images), ImageSet)
