@@ -195,9 +195,13 @@ def pick_recipe(
     seed=None      # of weights, order, augmentation and masks
 ):                 # Recipe
     "A recipe with some choices changed; None changes nothing."
+    from spot_artifacts.core import RecipeError
     from spot_artifacts.encoder import encoder_layers
     from spot_artifacts.recipe import Recipe
-    if isinstance(base, str): base = getattr(Recipe, base)() if base in RECIPES else Recipe.load(base)
+    if base in RECIPES: base = getattr(Recipe, base)()
+    elif isinstance(base, str) and not os.path.exists(base):
+        raise RecipeError(f'{base}: no such recipe. Name a JSON file, or one of {", ".join(RECIPES)}.')
+    elif isinstance(base, str): base = Recipe.load(base)
     changes = dict(size=size, width=width, ae_width=width, batch=batch, ae_batch=batch,
                    epochs=epochs, ae_epochs=epochs, seed=seed)
     if size not in (None, base.size): changes['layers'] = max(2, encoder_layers(size))
@@ -308,9 +312,11 @@ def judge_run(
     held_out     # ImageSet that they have not
 )->dict:         # as in results.json: what `measure` returns, `shortcuts`, and how many images were held out
     "How well both players play, and how far shortcuts get."
+    from spot_artifacts.data import random_subset
     from spot_artifacts.pretrain import measure
     from spot_artifacts.shortcuts import shortcuts
-    found = shortcuts(players, learned.images, held_out.images, players.recipe.seed)
+    some = random_subset(learned, 800, players.recipe.seed)         # as many as `shortcuts` uses
+    found = shortcuts(players, some.images, held_out.images, players.recipe.seed)
     return dict(measure(players, held_out), shortcuts=found)
 
 def in_words(
@@ -661,19 +667,19 @@ def cmd_demo(
 def run_and_images(
     run,         # folder of a run, or a file of weights
     images,      # folder, or None: drawn images
-    seed,        # of their order: folders are sorted by class
+    seed,        # of the choice and order: folders are sorted by class
     strict,      # stop at the first broken image?
     device       # auto, cpu, cuda, cuda:1
-):               # TwoPlayers; an ImageSet in random order
+):               # TwoPlayers; an ImageSet of at most 2,000 images
     "A run, and images to show it."
-    import torch
+    from spot_artifacts.data import random_subset
     from spot_artifacts.folders import folder_images
     from spot_artifacts.runs import load_weights
     from spot_artifacts.toy import toy_images
     players = load_weights(run, pick_device(device))
     size = players.recipe.size
     data = folder_images(images, size, strict=strict) if images else toy_images(400, size, seed=1)
-    return players, data[torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))]
+    return players, random_subset(data, 2000, seed)
 
 # %% ../nbs/60_cli.ipynb #3c1e8a31
 def cmd_figures(
@@ -689,7 +695,7 @@ def cmd_figures(
     check_out(out, images)
     players, data = run_and_images(run, images, seed, strict, device)
     labels = None if data.labels is None else [data.classes[i] for i in data.labels]
-    print(*all_figures(players, data.images[:2000], next_free(out), labels), sep='\n')
+    print(*all_figures(players, data.images, next_free(out), labels), sep='\n')
 
 def cmd_game(
     run,
