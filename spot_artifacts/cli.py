@@ -287,7 +287,7 @@ def cmd_pretrain(
     from spot_artifacts.data import random_split
     from spot_artifacts.folders import folder_images
     from spot_artifacts.monitor import TensorBoardLog
-    from spot_artifacts.pretrain import pretrain
+    from spot_artifacts.pretraining import pretrain
     device, out = pick_device(device), Path(out)
     began = begun(out) if resume else check_new(out, recipe)
     check_out(out, images)
@@ -310,10 +310,10 @@ def judge_run(
     players,     # TwoPlayers
     learned,     # ImageSet that they have learned from
     held_out     # ImageSet that they have not
-)->dict:         # as in results.json: what `measure` returns, `shortcuts`, and how many images were held out
+)->dict:         # as in results.json: what `measure` returns, and `shortcuts`
     "How well both players play, and how far shortcuts get."
     from spot_artifacts.data import random_subset
-    from spot_artifacts.pretrain import measure
+    from spot_artifacts.pretraining import measure
     from spot_artifacts.shortcuts import shortcuts
     some = random_subset(learned, 800, players.recipe.seed)         # as many as `shortcuts` uses
     found = shortcuts(players, some.images, held_out.images, players.recipe.seed)
@@ -561,13 +561,13 @@ class Verdicts:
     def add(self, file): # an image file
         "Judges an image, writes its map, and returns a line about it. SpotError if it cannot be used."
         from spot_artifacts.folders import load_image
-        from spot_artifacts.visualize import heat, spot_artifacts
+        from spot_artifacts.visualize import heatmap, spot_artifacts
         image = load_image(file, self.players.recipe.size)
         score, dropped, _ = spot_artifacts(self.players, image[None])
         if not self.found: self.out = claim(self.out, folder=True)
         real, n = float(score[0]), len(self.found)
         png, verdict = self.out/f'{n:03d}-{Path(file).stem[:60]}.png', 'real' if real > .5 else 'corrupt'
-        heat(image, dropped[0]).save(png)
+        heatmap(image, dropped[0]).save(png)
         self.found.append(dict(image=str(file), p_real=round(real, 4), verdict=verdict, map=png.name,
                                p_dropped=[[round(v, 4) for v in row] for row in dropped[0].tolist()]))
         if n % 100 == 0: self.save()
@@ -616,7 +616,7 @@ def demo(
 )->dict:           # what results.json holds; accuracies in percent
     "The whole method on drawn images: autoencoder, game, probes, shortcuts, report."
     from spot_artifacts.core import provenance, write_json
-    from spot_artifacts.pretrain import pretrain
+    from spot_artifacts.pretraining import pretrain
     from spot_artifacts.recipe import Recipe
     from spot_artifacts.report import write_report
     from spot_artifacts.runs import free_folder

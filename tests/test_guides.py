@@ -7,7 +7,7 @@ from images import write_images
 from spot_artifacts.cli import parser
 from spot_artifacts.folders import folder_images
 from spot_artifacts.toy import toy_images
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
 
 

@@ -34,7 +34,7 @@ def main():
             subprocess.run([Path(sys.executable).parent/command], cwd=fresh, check=True)
         complaints = [complaint(file, ROOT, fresh) for file in sorted(tracked(ROOT, lib) | tracked(fresh, lib))]
     complaints = [c for c in complaints if c]
-    if complaints: sys.exit('\n'.join([*complaints, 'The notebooks in nbs/ are the source. To mend: make export']))
+    if complaints: sys.exit('\n'.join([*complaints, 'The notebooks in nbs/ are the source. To fix: make export']))
     print('Library and notebooks are in sync, and the notebooks are clean.')
 
 
