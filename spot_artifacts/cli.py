@@ -195,9 +195,13 @@ def pick_recipe(
     seed=None      # of weights, order, augmentation and masks
 ):                 # Recipe
     "A recipe with some choices changed; None changes nothing."
+    from spot_artifacts.core import RecipeError
     from spot_artifacts.encoder import encoder_layers
     from spot_artifacts.recipe import Recipe
-    if isinstance(base, str): base = getattr(Recipe, base)() if base in RECIPES else Recipe.load(base)
+    if base in RECIPES: base = getattr(Recipe, base)()
+    elif isinstance(base, str) and not os.path.exists(base):
+        raise RecipeError(f'{base}: no such recipe. Name a JSON file, or one of {", ".join(RECIPES)}.')
+    elif isinstance(base, str): base = Recipe.load(base)
     changes = dict(size=size, width=width, ae_width=width, batch=batch, ae_batch=batch,
                    epochs=epochs, ae_epochs=epochs, seed=seed)
     if size not in (None, base.size): changes['layers'] = max(2, encoder_layers(size))
@@ -306,11 +310,13 @@ def judge_run(
     players,     # TwoPlayers
     learned,     # ImageSet that they have learned from
     held_out     # ImageSet that they have not
-)->dict:         # as in results.json: what `measure` returns, `shortcuts`, and how many images were held out
+)->dict:         # as in results.json: what `measure` returns, and `shortcuts`
     "How well both players play, and how far shortcuts get."
+    from spot_artifacts.data import random_subset
     from spot_artifacts.pretraining import measure
     from spot_artifacts.shortcuts import shortcuts
-    found = shortcuts(players, learned, held_out, players.recipe.seed)
+    some = random_subset(learned, 800, players.recipe.seed)         # as many as `shortcuts` uses
+    found = shortcuts(players, some, held_out, players.recipe.seed)
     return dict(measure(players, held_out), shortcuts=found)
 
 def in_words(
@@ -432,7 +438,7 @@ def measure_features(
         return found, done | words
     drawn = {s: random_subset(train, labels, s) for s in seeds}
     first, recipe = drawn[seeds[0]], players.recipe
-    nets, took = contenders(players.discriminator, recipe, train.images, first, range(random), device)
+    nets, took = contenders(players.discriminator, recipe, train, first, range(random), device)
     if protocol in ('fc', 'conv5', 'finetune'): del nets['pixels']
     found = measure_all(nets, measures(recipe, train, test, drawn, labels, values, epochs, device, runs)[protocol])
     if runs: done.update(words=runs[0]['protocol'], epochs=[run['epochs'] for run in runs])
@@ -535,7 +541,7 @@ def cmd_stl10(
     players = load_weights(weights, device)
     recipe = players.recipe
     train = stl10(root, 'train', size=recipe.size, download=download)
-    controls = baselines(recipe, train.images, range(random), device)
+    controls = baselines(recipe, train, range(random), device)
     networks = {k: controls[k] for k in ('random', 'rescaled')} | dict(pretrained=[players.discriminator])
     for (name, nets), tune in [(n, t) for n in networks.items() for t in (False, True)]:
         tables = [stl10_table(net, root, recipe, epochs, tune, seed=seed, device=device, progress=True) for net in nets]
@@ -636,7 +642,7 @@ def demo(
                    probe=means(found['networks']), probe_detail=found['networks'], supervised=found['supervised'],
                    protocol=protocol)
     write_json(out/'results.json', results)
-    write_report(out/'report.html', results, players, test.images[:8], logs)
+    write_report(out/'report.html', results, players, test[:8].images, logs)
     save_figure(fakes_figure(players, test[:8].images), out/'fakes.png')
     return results
 
@@ -661,19 +667,19 @@ def cmd_demo(
 def run_and_images(
     run,         # folder of a run, or a file of weights
     images,      # folder, or None: drawn images
-    seed,        # of their order: folders are sorted by class
+    seed,        # of the choice and order: folders are sorted by class
     strict,      # stop at the first broken image?
     device       # auto, cpu, cuda, cuda:1
-):               # TwoPlayers; an ImageSet in random order
+):               # TwoPlayers; an ImageSet of at most 2,000 images
     "A run, and images to show it."
-    import torch
+    from spot_artifacts.data import random_subset
     from spot_artifacts.folders import folder_images
     from spot_artifacts.runs import load_weights
     from spot_artifacts.toy import toy_images
     players = load_weights(run, pick_device(device))
     size = players.recipe.size
     data = folder_images(images, size, strict=strict) if images else toy_images(400, size, seed=1)
-    return players, data[torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))]
+    return players, random_subset(data, 2000, seed)
 
 # %% ../nbs/60_cli.ipynb #3c1e8a31
 def cmd_figures(
@@ -750,8 +756,8 @@ def show_ablations(
     seed       # of the images that the pictures show
 ):
     "Prints Table 1, and writes its pictures."
-    from spot_artifacts.data import random_subset
     from spot_artifacts.ablations import agreement, kept_networks, plot_table, renderings, table_rows, to_markdown
+    from spot_artifacts.data import random_subset
     rows = table_rows(results)
     print(to_markdown(rows), end='')
     if sum(r['paper'] is not None for r in rows) > 2:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from spot_artifacts import monitor, runs
 from spot_artifacts.core import Diverged
 from spot_artifacts.folders import folder_images
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
 from spot_artifacts.runs import before, load_checkpoint, load_weights
 
@@ -220,7 +220,7 @@ def test_no_space_for_the_weights(photos, finished, tmp_path, monkeypatch, fails
 
 
 def test_no_space_for_a_picture(photos, tmp_path, monkeypatch, fails):
-    monkeypatch.setattr(monitor, 'save_grid', full)
+    monkeypatch.setattr(monitor.ImageGrid, 'after_epoch', full)
     fails('pretrain', '--images', photos, '--out', tmp_path/'run', '--epochs', 1, *TINY,
           says=[tmp_path/'run', 'No space left', 'free space'])
 
