@@ -389,7 +389,7 @@ def cmd_spot(a):
     from spot_artifacts.folders import load_image
     from spot_artifacts.core import write_json
     from spot_artifacts.runs import load_weights
-    from spot_artifacts.visualize import heat, spot_artifacts
+    from spot_artifacts.visualize import heatmap, spot_artifacts
     players, found, failed = load_weights(a.weights, pick_device(a.device)), [], []
     out = next_free(a.out)
     for k, file in enumerate(a.images):
@@ -400,7 +400,7 @@ def cmd_spot(a):
         score, dropped, _ = spot_artifacts(players, image[None])
         png, real = out/f'{k:03d}-{Path(file).stem[:60]}.png', float(score[0])
         out.mkdir(parents=True, exist_ok=True)
-        heat(image, dropped[0]).save(png)
+        heatmap(image, dropped[0]).save(png)
         found.append(dict(image=str(file), p_real=round(real, 4), verdict='real' if real > .5 else 'corrupt', map=png.name,
                           p_dropped=[[round(v, 4) for v in row] for row in dropped[0].tolist()]))
         print(f'{file}: {found[-1]["verdict"]}, P(real) = {real:.3f}, map {png}')
