@@ -1,4 +1,4 @@
-"""Files from strangers: nothing in them is executed, unpacked elsewhere or believed. (Hostile checkpoints and pickles: tests/test_bad_input.py.)"""
+"""Files from strangers: nothing in them is executed, unpacked elsewhere or believed. (Hostile checkpoints and pickles: tests/test_cli_runs.py.)"""
 import ast, csv, io, json, socket, tarfile, time, urllib.error
 from dataclasses import asdict
 from html.parser import HTMLParser

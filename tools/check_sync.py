@@ -27,7 +27,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         fresh = Path(tmp)
         for file in tracked(ROOT, lib) | {Path('settings.ini')}:
-            if file.suffix != '.py' or file.name == '__init__.py':  # nbdev only adds to an __init__.py
+            if file.suffix != '.py' or file.stem in ('__init__', '__main__'):  # written by hand; nbdev adds to __init__
                 (fresh/file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT/file, fresh/file)
         for command in 'nbdev_export', 'nbdev_clean':
