@@ -99,7 +99,7 @@ def to(self:ImageSet,
     for part, batch in zip(images.split(1024), self.batches(1024)): part.copy_(batch)
     return ImageSet(images, self.labels, self.classes, self.name, self.skipped)
 
-def batches(
+def batches(    # noqa: F811
     images,     # ImageSet, or a tensor (N, 3, S, S)
     bs          # images per batch
 ):
