@@ -12,7 +12,6 @@ from time import perf_counter
 import torch
 from .core import bars, rank, SpotError, WeightsError, world_size
 from .data import random_split, TensorDL
-from .folders import as_image_set
 from .decoder import psnr
 from .losses import accuracy, chance_iou, mask_accuracy, mask_iou
 from .recipe import build
@@ -94,8 +93,7 @@ def pretrain(
 ):                    # `TwoPlayers` in eval mode, {'auto', 'game'}: rows of the logs, the same: seconds
     "Both phases: E and D on eq. 3, then R against C on eq. 4 and 5."
     setup_distrib(device)
-    data = as_image_set(data, recipe.size)
-    with open_run(out, recipe, data, device, resume) as (out, recipe):
+    with open_run(out, recipe, data, device, resume) as (out, recipe, data):
         torch.manual_seed(recipe.seed)
         players = sync_norms(build(recipe, backbone).to(device), device)
         if autoencoder: adopt(players, autoencoder)
