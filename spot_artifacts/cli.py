@@ -561,9 +561,9 @@ class Verdicts:
     def add(self, file): # an image file
         "Judges an image, writes its map, and returns a line about it. SpotError if it cannot be used."
         from spot_artifacts.folders import load_image
-        from spot_artifacts.visualize import heatmap, spot_artifacts
+        from spot_artifacts.visualize import heatmap, spot
         image = load_image(file, self.players.recipe.size)
-        score, dropped, _ = spot_artifacts(self.players, image[None])
+        score, dropped, _ = spot(self.players, image[None])
         if not self.found: self.out = claim(self.out, folder=True)
         real, n = float(score[0]), len(self.found)
         png, verdict = self.out/f'{n:03d}-{Path(file).stem[:60]}.png', 'real' if real > .5 else 'corrupt'
