@@ -3,6 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
 config = ConfigParser()
@@ -10,7 +11,15 @@ config.read(root/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 statuses = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
 
+
+class WithoutBenchmark(build_py):
+    "The benchmark is for the clone: it compares the library with a plain version of itself."
+    def find_package_modules(self, package, folder):
+        return [m for m in super().find_package_modules(package, folder) if m[:2] != (cfg['lib_path'], 'speed')]
+
+
 setup(
+    cmdclass=dict(build_py=WithoutBenchmark),
     version=cfg['version'],
     description=cfg['description'],
     long_description=(root/'README.md').read_text(encoding='utf-8'),

@@ -61,8 +61,8 @@ def test_newest_versions_meet_the_wheel(installed, tmp_path, capsys):
     assert '.venv-newest' not in found['torch'][1], 'torch was downloaded again'
 
 
-def test_the_wheel_has_every_module(root, installed, tmp_path):
-    "Sub-packages too, and nothing of the clone's other folders."
+def test_the_wheel_has_every_module_of_the_library(root, installed, tmp_path):
+    "Sub-packages too, and nothing that is for the clone only: the benchmark, and its other folders."
     code = '''import json, spot_artifacts
 from pathlib import Path
 folder = Path(spot_artifacts.__file__).parent
@@ -70,7 +70,8 @@ print(json.dumps([sorted(f.relative_to(folder).as_posix() for f in folder.rglob(
                   [f.name for f in folder.parent.iterdir() if f.name in ("tests", "tools", "nbs")]]))'''
     modules, names, others = json.loads(run(installed/'python', '-c', code, cwd=tmp_path))
     own = root/'spot_artifacts'
-    assert modules == sorted(f.relative_to(own).as_posix() for f in own.rglob('*.py')) and not others
+    wanted = {f.relative_to(own).as_posix() for f in own.rglob('*.py')} - {'speed.py'}
+    assert modules == sorted(wanted) and not others
     run(installed/'python', '-c', f'from spot_artifacts import {", ".join(names)}', cwd=tmp_path)
 
 
@@ -88,3 +89,8 @@ def test_help_beside_the_newest_is_the_same(root, installed, tmp_path, monkeypat
         words = '-m', 'spot_artifacts', *command, '--help'
         newest, ours = run(installed/'python', *words, cwd=tmp_path), run(sys.executable, *words, cwd=root)
         assert newest == ours and 'usage: spot-artifacts' in ours
+
+
+def test_the_benchmark_asks_for_a_clone(installed, tmp_path):
+    done = subprocess.run([installed/'spot-artifacts', 'bench'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and 'in a clone of the repository' in done.stderr and not list(tmp_path.iterdir())
