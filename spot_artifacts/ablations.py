@@ -25,7 +25,7 @@ from .damage import draw_mask
 from .backbone import LAYERS
 from .recipe import Recipe
 from .runs import free_folder, load_weights
-from .pretrain import measure, pretrain
+from .pretraining import measure, pretrain
 from .transfer.probes import baselines, probe
 from .transfer.finetune import classify, supervised
 

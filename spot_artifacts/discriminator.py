@@ -59,8 +59,8 @@ def forward_head(self:Discriminator,
                  units=None):  # dropout's factors for the hidden units of the class head (N, hidden); None: no dropout
     "Logit of being real (N,) and logits of every entry being kept (N, 1, M, M)."
     if h.ndim != 4:
-        raise SpotError(f'backbone: forward_features of {type(self.backbone).__name__} gives {tuple(h.shape)}, and should give '
-                        f'(N, {self.backbone.num_features}, h, w)')
+        raise SpotError(f'backbone: forward_features of {type(self.backbone).__name__} gives {tuple(h.shape)}, '
+                        f'and should give (N, {self.backbone.num_features}, h, w)')
     y = self.class_head[:-1](h)
     y = self.class_head.fc2(y if units is None else y*units.to(y.dtype))
     return y[:, -1] if y.shape[1] == 1 else y[:, 1] - y[:, 0], self.mask_head(self.to_grid(h))

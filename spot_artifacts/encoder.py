@@ -53,12 +53,13 @@ class Encoder(nn.Sequential):
         "phi(x)."
         h, w = x.shape[-2:]
         if h % self.stride or w % self.stride:
-            raise SpotError(f"{w} x {h} px do not divide by the encoder's stride: resize or crop to multiples of {self.stride} px")
+            raise SpotError(f"{w} x {h} px do not divide by the encoder's stride: "
+                            f'resize or crop to multiples of {self.stride} px')
         return super().forward(x)
 
 # %% ../nbs/10_encoder.ipynb #3833927e
 def encoder_layers(size,        # image size in px
-                   grid=None,   # wanted entries per side of phi; None = the paper's four layers, fewer where these leave less than 6
+                   grid=None,   # entries per side of phi; None = the paper's four layers, fewer if these leave under 6
                   )->int:       # layers, at least 1
     "Number of strided layers that take `size` px to the wanted grid."
     if grid is not None:
@@ -70,7 +71,8 @@ def encoder_layers(size,        # image size in px
     if layers < 1: raise SpotError(f'{size} px are too small to encode: use images of 12 px or more')
     if size % 2**layers:
         low = size - size % 2**layers
-        raise SpotError(f'{size} px do not divide by 2^{layers}, one halving per layer: resize or crop to {low} or {low + 2**layers} px')
+        raise SpotError(f'{size} px do not divide by 2^{layers}, one halving per layer: '
+                        f'resize or crop to {low} or {low + 2**layers} px')
     return layers
 
 # %% ../nbs/10_encoder.ipynb #dca98a81

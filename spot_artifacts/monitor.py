@@ -87,7 +87,7 @@ class ImageGrid(Callback):
     def __init__(self, folder, n=8): self.folder, self.n = Path(folder), n   # where the PNGs go; number of images
     def after_epoch(self):
         players = get_model(self.model)
-        x, r = to_float(self.dls.valid.read(torch.arange(min(self.n, self.dls.valid.n)))), players.recipe
+        x, r = to_float(self.dls.valid.source.pixels(slice(self.n), self.dls.device)), players.recipe
         mask = draw_mask(len(x), r.grid, r.drop_rate, torch.Generator().manual_seed(0)).to(x.device)
         picture = to_image(picture_rows(players, x, mask))
         atomic_write(self.folder/f'grid-{len(self.rows):04d}.png', lambda tmp: picture.save(tmp, 'png'))

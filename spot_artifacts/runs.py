@@ -18,9 +18,10 @@ import torch
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .core import (atomic_write, CheckpointError, Diverged, ImagesError, is_temporary, lock_file,
-                                 provenance, rank, RecipeError, RunError, WeightsError, world_size, write_json)
+from .core import (atomic_write, CheckpointError, Diverged, is_temporary, lock_file, provenance, rank,
+                                 RecipeError, RunError, WeightsError, world_size, write_json)
 from .data import enough
+from .folders import as_image_set
 from .players import TwoPlayers
 from .game import Stateful
 from .recipe import build, Recipe
@@ -216,7 +217,6 @@ def check_shares(recipe): # Recipe
 
 def _check_same_images(out, fingerprint):
     "RunError unless the run in `out` began with these images."
-    if not (out/'run.json').exists(): raise RunError(f'{out}: no run to resume there; start it without --resume')
     try: began = json.loads((out/'run.json').read_text())['data']['fingerprint']
     except (ValueError, KeyError, TypeError, RecursionError):
         raise RunError(f'{out}/run.json: damaged. Start another run.') from None
@@ -226,15 +226,15 @@ def _check_same_images(out, fingerprint):
 
 @contextmanager
 def open_run(out, recipe, data, device, resume): # as for `pretrain`
-    "Inside, the run's folder is ours: gives the folder and the recipe; refuses other images than the run began with."
-    out, about = Path(out), provenance(data, device)
+    "Inside, the run's folder is ours: gives folder, recipe and images, which must be those that the run began with."
+    out = Path(out)
     if resume:
-        _check_same_images(out, about['data']['fingerprint'])
+        if not (out/'run.json').exists(): raise RunError(f'{out}: no run to resume there; start it without --resume')
         recipe = Recipe.load(out/'recipe.json')
     check_shares(recipe)
-    if data.size != recipe.size:
-        raise ImagesError(f'{data.name}: images of {data.size} px, and the recipe wants {recipe.size} px. '
-                          'Give the same size.')
+    data = as_image_set(data, recipe.size)
+    about = provenance(data, device)
+    if resume: _check_same_images(out, about['data']['fingerprint'])
     if not resume:
         enough(data)                                    # too few images: say so before there is a folder
         free_folder(out)
@@ -245,4 +245,4 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
             if not rank(): free_folder(out)             # nobody was faster
             recipe.save(out/'recipe.json')
             write_json(out/'run.json', about)
-        yield out, recipe
+        yield out, recipe, data

@@ -13,6 +13,8 @@ from spot_artifacts.damage import draw_mask
 from spot_artifacts.discriminator import Discriminator
 from spot_artifacts.losses import class_loss, mask_loss
 from spot_artifacts.recipe import Recipe, build
+from spot_artifacts.runs import load_weights, save_weights
+from spot_artifacts.training import game_loss
 
 
 class Small(nn.Module):
@@ -95,3 +97,16 @@ def test_first_weights_are_a_seed_s():
         nets.append(kaiming_init(AlexNet(.1)))
     assert all(a.equal(b) for a, b in zip(*(n.parameters() for n in nets)))
     assert all(m.bias.abs().max() == 0 for m in nets[0].modules() if isinstance(m, nn.Conv2d))
+
+
+def test_a_step_of_the_game_and_its_weights(tmp_path):
+    recipe = Recipe.small(32, width=.1, ae_width=.1, bf16=False)
+    torch.manual_seed(0)
+    players, x = build(recipe, resnet()).train(), torch.rand(8, 3, 32, 32)*2 - 1
+    game_loss(recipe)(players(x)).backward()
+    for part in players.discriminator.backbone, players.repair_net:
+        assert any(p.grad is not None and p.grad.norm() > 0 for p in part.parameters())
+    save_weights(players, tmp_path/'weights.safetensors')
+    again = load_weights(tmp_path, backbone=resnet())
+    for a, b in zip(players.eval().discriminator(x), again.discriminator(x)): torch.testing.assert_close(a, b)
+    with pytest.raises(SpotError, match='backbone'): load_weights(tmp_path)

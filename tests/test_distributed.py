@@ -18,14 +18,14 @@ from spot_artifacts.core import SpotError, shard
 from spot_artifacts.damage import draw_mask
 from spot_artifacts.data import to_float
 from spot_artifacts.distributed import setup_distrib, teardown_distrib
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe, build
 from spot_artifacts.runs import load_checkpoint
 from spot_artifacts.toy import toy_images
 from spot_artifacts.training import game_loss
 
 forks = multiprocessing.get_context('forkserver')
-forks.set_forkserver_preload(['spot_artifacts.pretrain'])
+forks.set_forkserver_preload(['spot_artifacts.pretraining'])
 
 # 64 images to learn from, 16 to a batch: 20 steps a phase
 RECIPE = Recipe.small(32, width=.1, ae_width=.1, ae_batch=16, batch=16, ae_epochs=5., epochs=5., bf16=False, balance=.94)

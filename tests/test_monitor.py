@@ -8,7 +8,7 @@ from spot_artifacts.losses import GameLoss
 from spot_artifacts.core import Diverged, SpotError
 from spot_artifacts.toy import toy_images
 from spot_artifacts.monitor import COLLAPSES
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
 from spot_artifacts.runs import load_checkpoint
 

@@ -6,7 +6,7 @@ from fastai.callback.core import Callback
 from spot_artifacts.core import Diverged
 from spot_artifacts.data import random_split
 from spot_artifacts.monitor import TerminateOnNaN
-from spot_artifacts.pretrain import fit, measure, pretrain
+from spot_artifacts.pretraining import fit, measure, pretrain
 from spot_artifacts.recipe import Recipe, build
 from spot_artifacts.runs import load_weights
 from spot_artifacts.toy import toy_images

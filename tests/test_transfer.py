@@ -12,7 +12,7 @@ from spot_artifacts.core import Diverged, SpotError
 from spot_artifacts.data import ImageSet, spot_dls
 from spot_artifacts.toy import toy_images
 from spot_artifacts.backbone import LAYERS
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe, build
 from spot_artifacts.transfer.compare import compare, few_labels, measure_all, per_class, transfer_report
 from spot_artifacts.transfer.finetune import (classify, export_onnx, probe_sgd, stl10_table, supervised,

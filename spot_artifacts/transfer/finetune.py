@@ -27,7 +27,7 @@ from ..backbone import AlexNet, LAYERS
 from ..game import LinearDecay
 from ..recipe import build
 from ..training import adam, Bf16, both_phases, get_dls
-from ..pretrain import fit
+from ..pretraining import fit
 from .probes import check_labels, grids, layer_features, layer_names, pool_to, rescale
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
