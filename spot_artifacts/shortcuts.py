@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from .core import SpotError
-from .data import batches, random_subset, to_float
+from .data import in_batches, random_subset, to_float
 from .encoder import ConvNorm, Encoder, receptive_field_size
 from .damage import draw_mask
 from .losses import balanced_accuracy
@@ -152,7 +152,7 @@ def real_and_fake(
     masks = draw_mask(len(images), r.grid, r.drop_rate, torch.Generator().manual_seed(seed))
     if players.generator: masks = torch.zeros_like(masks)            # a GAN keeps nothing of an image
     with seeded(seed, device):
-        for x, mask in zip(batches(images, bs), masks.split(bs)):
+        for x, mask in zip(in_batches(images, bs), masks.split(bs)):
             x, mask = to_float(x.to(device)), mask.to(device)
             phi, phi_hat = players.damaged(x, mask)
             real = x if r.real == 'image' else players.repaired.decoder(phi)

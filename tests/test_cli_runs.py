@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from spot_artifacts import monitor, runs
 from spot_artifacts.core import Diverged
 from spot_artifacts.folders import folder_images
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
 from spot_artifacts.runs import before, load_checkpoint, load_weights
 

@@ -19,7 +19,7 @@ from fastcore.basics import store_attr
 from fastcore.foundation import L
 from torch import nn
 from ..core import ImagesError, SpotError
-from ..data import batches, random_order, to_float
+from ..data import in_batches, random_order, to_float
 from ..backbone import LAYERS, ResponseNorm
 from ..recipe import build
 from fastai.callback.core import Callback
@@ -68,7 +68,7 @@ def layer_features(
 )->list:            # float32 arrays (N, about `values`), one per layer
     "All layers of all images from one pass, each pooled to the same length."
     device, out = device_of(net.eval()), []
-    for batch in batches(images, bs):
+    for batch in in_batches(images, bs):
         x = to_float(batch.to(device)).contiguous(memory_format=torch.channels_last)
         out.append([pool_to(h, values).cpu() for h in net.forward_layers(x)])
     layers = [torch.cat(layer).numpy() for layer in zip(*out)]
@@ -196,7 +196,7 @@ def equal_batches(
 ):              # batches of nearly one size
     "The first n images; no batch is much smaller than the others, for they all weigh the same."
     n = min(n, len(images))
-    return batches(images[:n], -(-n//-(-n//bs)))
+    return in_batches(images[:n], -(-n//-(-n//bs)))
 
 @torch.no_grad()
 def calibrate(
@@ -230,7 +230,7 @@ def channel_moments(
         var, mean = torch.var_mean(out.float(), (0, 2, 3), correction=0)
         sums.append(len(out)*torch.stack([mean, var + mean**2]).double())
     hook = module.register_forward_hook(add)
-    for batch in batches(images, bs):
+    for batch in in_batches(images, bs):
         h, before = to_float(batch.to(device_of(net))).contiguous(memory_format=torch.channels_last), len(sums)
         for layer in backbone_of(net).children():
             if len(sums) == before: h = layer(h)
