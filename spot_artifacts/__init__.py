@@ -13,7 +13,7 @@ _HOME = {name: module for module, names in {
     'recipe': ['Recipe'],
     'runs': ['load_weights'],
     'pretraining': ['pretrain', 'measure'],
-    'visualize': ['spot_artifacts'],
+    'visualize': ['spot'],
     'transfer.probes': ['probe', 'knn_probe'],
     'transfer.finetune': ['classify', 'transfer_body', 'transfer_model', 'transfer_groups'],
     'transfer.compare': ['compare', 'few_labels'],

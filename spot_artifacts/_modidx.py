@@ -928,5 +928,4 @@ d = { 'settings': { 'branch': 'main',
                                           'spot_artifacts.visualize.seeded': ('visualize.html#seeded', 'spot_artifacts/visualize.py'),
                                           'spot_artifacts.visualize.show_columns': ( 'visualize.html#show_columns',
                                                                                      'spot_artifacts/visualize.py'),
-                                          'spot_artifacts.visualize.spot_artifacts': ( 'visualize.html#spot_artifacts',
-                                                                                       'spot_artifacts/visualize.py')}}}
+                                          'spot_artifacts.visualize.spot': ('visualize.html#spot', 'spot_artifacts/visualize.py')}}}

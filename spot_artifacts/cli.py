@@ -195,9 +195,13 @@ def pick_recipe(
     seed=None      # of weights, order, augmentation and masks
 ):                 # Recipe
     "A recipe with some choices changed; None changes nothing."
+    from spot_artifacts.core import RecipeError
     from spot_artifacts.encoder import encoder_layers
     from spot_artifacts.recipe import Recipe
-    if isinstance(base, str): base = getattr(Recipe, base)() if base in RECIPES else Recipe.load(base)
+    if base in RECIPES: base = getattr(Recipe, base)()
+    elif isinstance(base, str) and not os.path.exists(base):
+        raise RecipeError(f'{base}: no such recipe. Name a JSON file, or one of {", ".join(RECIPES)}.')
+    elif isinstance(base, str): base = Recipe.load(base)
     changes = dict(size=size, width=width, ae_width=width, batch=batch, ae_batch=batch,
                    epochs=epochs, ae_epochs=epochs, seed=seed)
     if size not in (None, base.size): changes['layers'] = max(2, encoder_layers(size))
@@ -306,11 +310,13 @@ def judge_run(
     players,     # TwoPlayers
     learned,     # ImageSet that they have learned from
     held_out     # ImageSet that they have not
-)->dict:         # as in results.json: what `measure` returns, `shortcuts`, and how many images were held out
+)->dict:         # as in results.json: what `measure` returns, and `shortcuts`
     "How well both players play, and how far shortcuts get."
+    from spot_artifacts.data import random_subset
     from spot_artifacts.pretraining import measure
     from spot_artifacts.shortcuts import shortcuts
-    found = shortcuts(players, learned, held_out, players.recipe.seed)
+    some = random_subset(learned, 800, players.recipe.seed)         # as many as `shortcuts` uses
+    found = shortcuts(players, some, held_out, players.recipe.seed)
     return dict(measure(players, held_out), shortcuts=found)
 
 def in_words(
@@ -555,9 +561,9 @@ class Verdicts:
     def add(self, file): # an image file
         "Judges an image, writes its map, and returns a line about it. SpotError if it cannot be used."
         from spot_artifacts.folders import load_image
-        from spot_artifacts.visualize import heatmap, spot_artifacts
+        from spot_artifacts.visualize import heatmap, spot
         image = load_image(file, self.players.recipe.size)
-        score, dropped, _ = spot_artifacts(self.players, image[None])
+        score, dropped, _ = spot(self.players, image[None])
         if not self.found: self.out = claim(self.out, folder=True)
         real, n = float(score[0]), len(self.found)
         png, verdict = self.out/f'{n:03d}-{Path(file).stem[:60]}.png', 'real' if real > .5 else 'corrupt'
@@ -636,7 +642,7 @@ def demo(
                    probe=means(found['networks']), probe_detail=found['networks'], supervised=found['supervised'],
                    protocol=protocol)
     write_json(out/'results.json', results)
-    write_report(out/'report.html', results, players, test.images[:8], logs)
+    write_report(out/'report.html', results, players, test[:8].images, logs)
     save_figure(fakes_figure(players, test[:8].images), out/'fakes.png')
     return results
 
@@ -661,10 +667,10 @@ def cmd_demo(
 def run_and_images(
     run,         # folder of a run, or a file of weights
     images,      # folder, or None: drawn images
-    seed,        # of their order: folders are sorted by class
+    seed,        # of the choice and order: folders are sorted by class
     strict,      # stop at the first broken image?
     device       # auto, cpu, cuda, cuda:1
-):               # TwoPlayers; an ImageSet in random order
+):               # TwoPlayers; an ImageSet of at most 2,000 images
     "A run, and images to show it."
     from spot_artifacts.data import random_subset
     from spot_artifacts.folders import folder_images
@@ -673,7 +679,7 @@ def run_and_images(
     players = load_weights(run, pick_device(device))
     size = players.recipe.size
     data = folder_images(images, size, strict=strict) if images else toy_images(400, size, seed=1)
-    return players, random_subset(data, len(data), seed)
+    return players, random_subset(data, 2000, seed)
 
 # %% ../nbs/60_cli.ipynb #3c1e8a31
 def cmd_figures(

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from .core import SpotError
-from .data import in_batches, random_subset, to_float
+from .data import in_batches, random_order, to_float
 from .encoder import ConvNorm, Encoder, receptive_field_size
 from .damage import draw_mask
 from .losses import balanced_accuracy
@@ -143,7 +143,7 @@ def _says_real(
 @torch.no_grad()
 def real_and_fake(
     players,    # TwoPlayers; they are put into eval mode
-    images,     # ImageSet or (n, 3, S, S) uint8 tensor
+    images,     # ImageSet or (n, 3, S, S) uint8
     seed=0,     # of masks, and of noise where there is some
     bs=64       # images per pass
 ):              # what C calls real, and fakes of the same images, (n, 3, S, S) float32 in [-1, 1] each, on the CPU
@@ -162,8 +162,8 @@ def real_and_fake(
 # %% ../nbs/55_shortcuts.ipynb #cd7781b0
 def shortcuts(
     players,      # TwoPlayers, trained
-    train,        # ImageSet or (N, 3, S, S) uint8 tensor, the run's training images
-    test,         # ImageSet or (M, 3, S, S) uint8 tensor, held-out images, 2 or more
+    train,        # ImageSet or (N, 3, S, S) uint8, the run's training images
+    test,         # ImageSet or (M, 3, S, S) uint8, held-out images, 2 or more
     seed=0,       # of the choice of images, of masks, halves and weights
     most=800,     # images of each kind that are used
     passes=4.     # epochs of the windows' network
@@ -174,7 +174,8 @@ def shortcuts(
         raise SpotError('One held-out image is too few to tell shortcuts from luck. To fix: give 2 or more.')
     if (size := test.shape[-1]) != r.size:
         raise SpotError(f'images of {size} px for a run of {r.size} px. To fix: give images of {r.size} px.')
-    sides = lambda images, seed: real_and_fake(players, random_subset(images, most, seed), seed)
+    def sides(images, seed):
+        return real_and_fake(players, images[random_order(len(images), seed)[:most]], seed)
     learned, held_out = sides(train, seed), sides(test, seed + 1)
     steps = max(2, round(passes*len(learned[0])/16))
     with seeded(seed, device):

@@ -220,7 +220,7 @@ def test_no_space_for_the_weights(photos, finished, tmp_path, monkeypatch, fails
 
 
 def test_no_space_for_a_picture(photos, tmp_path, monkeypatch, fails):
-    monkeypatch.setattr(monitor, 'save_grid', full)
+    monkeypatch.setattr(monitor.ImageGrid, 'after_epoch', full)
     fails('pretrain', '--images', photos, '--out', tmp_path/'run', '--epochs', 1, *TINY,
           says=[tmp_path/'run', 'No space left', 'free space'])
 

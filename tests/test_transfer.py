@@ -7,7 +7,7 @@ import numpy as np, pytest, torch
 from torch import nn
 
 from spot_artifacts import transfer
-from spot_artifacts.cli import PROTOCOLS, main, measured, parser
+from spot_artifacts.cli import PROTOCOLS, main, measure_features
 from spot_artifacts.core import Diverged, SpotError
 from spot_artifacts.data import ImageSet, spot_dls
 from spot_artifacts.toy import toy_images
@@ -237,7 +237,6 @@ def test_stl10_command_measures_controls_too(demo_run, tiny_stl10, capsys):
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_what_is_written_is_what_was_done(net, sets, protocol):
-    options = f'probe --weights x --images y --protocol {protocol} --labels 50 --values 100 --seeds 2 --seed 3 --random 1 --epochs 1 --device cpu'
     calls, players = [], types.SimpleNamespace(discriminator=net, recipe=SMALL)
     def draws(name):
         real = getattr(transfer, name)
@@ -249,7 +248,7 @@ def test_what_is_written_is_what_was_done(net, sets, protocol):
         for name in 'classify', 'knn_probe', 'probe_sgd': patch.setattr(transfer, name, draws(name))
         patch.setattr(transfer, 'few_labels', partial(few_labels, steps=3))
         patch.setattr(transfer, 'supervised', lambda recipe, data, **kw: (net, dict(epochs=1)))
-        found, done = measured(players, *sets, parser().parse_args(options.split()))
+        found, done = measure_features(players, *sets, protocol, 50, 100, seeds=(3, 4), random=1, epochs=1)
     assert done['seeds'] == [3, 4] and done['random_networks'] == 1 and json.dumps([found, done])
     for layer in found['pretrained'].values(): assert len(layer['seeds']) == 2, 'every protocol uses all draws'
     if protocol in ('sgd', 'knn', 'fc', 'conv5', 'finetune'):

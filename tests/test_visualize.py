@@ -9,7 +9,7 @@ from spot_artifacts.data import to_float
 from spot_artifacts.runs import load_weights
 from spot_artifacts.toy import toy_images
 from spot_artifacts.visualize import as_grid, discriminate, fakes_figure, heatmap, maps_figure
-from spot_artifacts.visualize import play_once, spot_artifacts
+from spot_artifacts.visualize import play_once, spot
 
 matplotlib.use('Agg')
 
@@ -23,7 +23,7 @@ def players(demo_run): return load_weights(demo_run)
 
 
 def test_c_is_shown_replicas(players, images):
-    p_real, p_dropped, shown = spot_artifacts(players, images)
+    p_real, p_dropped, shown = spot(players, images)
     with torch.no_grad(): replicas = players.repaired.decoder(players.encoder(to_float(images)))
     assert torch.allclose(shown, replicas, atol=1e-5)
     for a, b in zip((p_real, p_dropped), discriminate(players, replicas)): assert torch.allclose(a, b, atol=1e-5)
@@ -32,7 +32,7 @@ def test_c_is_shown_replicas(players, images):
 
 def test_weights_that_are_not_finite_are_named(players, images):
     players.discriminator.mask_head.bias.data[0] = torch.nan
-    with pytest.raises(WeightsError, match='not finite'): spot_artifacts(players, images)
+    with pytest.raises(WeightsError, match='not finite'): spot(players, images)
 
 
 def test_a_heatmap_changes_what_is_suspected_only(images):

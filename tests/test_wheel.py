@@ -79,3 +79,12 @@ def test_two_steps_beside_the_newest(root, installed, tmp_path):
     run(installed/'spot-artifacts', 'pretrain', '--images', images, '--out', tmp_path/'run', '--size', 32,
         '--width', 0.125, '--steps', 2, '--device', 'cpu', cwd=tmp_path)
     assert any((tmp_path/'run').iterdir()), 'the run left nothing'
+
+
+def test_help_beside_the_newest_is_the_same(root, installed, tmp_path, monkeypatch):
+    "Comments become help texts by fastcore, whose versions 1 and 2 read them in ways of their own."
+    monkeypatch.setenv('COLUMNS', '100')
+    for command in ['probe'], []:
+        words = '-m', 'spot_artifacts', *command, '--help'
+        newest, ours = run(installed/'python', *words, cwd=tmp_path), run(sys.executable, *words, cwd=root)
+        assert newest == ours and 'usage: spot-artifacts' in ours

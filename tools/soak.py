@@ -3,7 +3,8 @@
 soak.py kills [N]      a run killed N times (24) with SIGKILL and resumed ends as the run that was left alone
 soak.py hour [MINUTES] memory and open files of a run of that length (60), sampled from outside, and a picture
 soak.py paths [N]      listing and sampling N image files (1,000,000)"""
-import contextlib, filecmp, io, json, multiprocessing, os, random, resource, signal, stat, subprocess, sys, tempfile, time
+import contextlib, filecmp, io, json, multiprocessing, os, random, resource, signal, stat
+import subprocess, sys, tempfile, time
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs/results/soak'
