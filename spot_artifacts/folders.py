@@ -412,5 +412,5 @@ def as_image_set(
         if size in (None, source.size): return source
         raise ImagesError(f'{source.name}: images of {source.size} px, not {size} px. Give others, or another size.')
     if not (hasattr(source, '__getitem__') and hasattr(source, '__len__')):
-        raise ImagesError(f'{type(source).__name__}: Give a folder, ImageSet, tensor, data set or DataLoaders.')
+        raise ImagesError(f'{type(source).__name__}: no images. Give a folder, an ImageSet, a data set or DataLoaders.')
     return _dataset_images(source, size, classes or getattr(source, 'classes', ()))

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 
 from spot_artifacts import data as data_module
 from spot_artifacts.core import ImagesError
-from spot_artifacts.data import batches, ImageSet, random_split, random_subset, TensorDL
+from spot_artifacts.data import ImageSet, in_batches, random_split, random_subset, TensorDL
 from spot_artifacts.toy import toy_images
 
 
@@ -61,7 +61,7 @@ def test_pixels_reads_what_is_asked_for(data):
     assert torch.equal(part.pixels(slice(0, 2)), data.images[[39, 38]])
     assert torch.equal(part.pixels(torch.tensor([3])), data.images[[36]])
     assert part.to('cpu') is part
-    assert [len(x) for x in batches(part, 16)] == [len(x) for x in batches(data.images, 16)] == [16, 16, 8]
+    assert [len(x) for x in in_batches(part, 16)] == [len(x) for x in in_batches(data.images, 16)] == [16, 16, 8]
 
 
 @pytest.mark.parametrize('images', [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8),
@@ -88,7 +88,7 @@ def test_pretraining_takes_little_more_memory_than_the_images(tmp_path):
     "At most 1.3 times the images' bytes, where a copy of the training part would make it 2."
     code = f"""import resource, torch
 from spot_artifacts.data import ImageSet
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
 recipe = Recipe.small(32, width=.05, ae_width=.05, batch=8, ae_batch=8, ae_epochs=1e-4, epochs=1e-4)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024

@@ -404,7 +404,7 @@ def test_labels_that_are_no_classes_are_left_out():
 
 
 @pytest.mark.parametrize('source, size, message', [
-    (7, None, 'int: Give a folder'), ({1, 2}, 32, 'set: Give a folder'), (Items(), 32, 'no images'),
+    (7, None, 'int: no images. Give a folder'), ({1, 2}, 32, 'set: no images. Give a folder'), (Items(), 32, 'no images'),
     (Items((picture(20, 30), 0)), 32, r'Items\[0\]: 20 x 30 px, not 32 px. Give a smaller size'),
     (Items((picture(), 0), ('a.png', 0)), 32, r'Items\[1\]: a str. Give a Pillow image'),
     (Items((torch.zeros(32, 32), 0)), 32, r'shape \(32, 32\)'), (Items((torch.randn(3, 32, 32), 0)), 32, 'normalise nothing'),
