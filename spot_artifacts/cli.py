@@ -286,14 +286,14 @@ def measured(
     a          # the options of `probe`
 ):             # {network: {layer: mean, sd, ...}}, percent; what was done, for the results file
     "One protocol on the pretrained network and on what it is compared with, each with all draws of labels."
-    from spot_artifacts.ablations import draw
+    from spot_artifacts.transfer.probes import draw
     from spot_artifacts.transfer.compare import contenders, few_labels, measure_all
     from spot_artifacts.transfer.finetune import classify, probe_sgd
     from spot_artifacts.transfer.probes import knn_probe, probe
     C, r, device, seeds, networks = players.discriminator, players.recipe, a.device, tuple(range(a.seed, a.seed + a.seeds)), range(a.random)
     if a.protocol == 'few':
         numbers = [n for n in (1, 5, 10, 50, 100) if n <= train.labels.bincount().min()]
-        found = few_labels(C, r, train, test, numbers, seeds, values=a.values, random_seeds=networks, device=device)
+        found = few_labels(C, r, train, test, numbers, seeds, feature_dim=a.values, random_seeds=networks, device=device)
         rows = {name: {f'n = {n}': dict(mean=m, sd=s, seeds=each) for n, m, s, each in zip(numbers, d['mean'], d['sd'], d['seeds'])} for name, d in found['networks'].items()}
         return rows, dict(words=found['protocol'], numbers=numbers, values=a.values, seeds=list(seeds), random_networks=a.random)
     drawn, runs = [draw(train, a.labels, s) for s in seeds], []
@@ -308,10 +308,10 @@ def measured(
             return {'conv5': dict(mean=runs[-1]['accuracy'])}
         return all_draws(one)
     def sgd(net, data, seed):
-        runs.append(probe_sgd(net, data, test, r, a.epochs or 30, values=a.values, seed=seed, device=device))
+        runs.append(probe_sgd(net, data, test, r, a.epochs or 30, feature_dim=a.values, seed=seed, device=device))
         return runs[-1]['layers']
     ways = dict(linear=lambda net: probe(net, train, test, a.labels, seeds, a.values, 'sklearn' if device == 'cpu' else 'torch', device),
-                sgd=all_draws(sgd), knn=all_draws(lambda net, data, seed: knn_probe(net, data, test, values=a.values)),
+                sgd=all_draws(sgd), knn=all_draws(lambda net, data, seed: knn_probe(net, data, test, feature_dim=a.values)),
                 fc=head('fc'), conv5=head('linear'), finetune=head('linear', True))
     nets, took = contenders(C, r, train.images, drawn[0], networks, device)
     if a.protocol in ('fc', 'conv5', 'finetune'): del nets['pixels']
@@ -366,9 +366,8 @@ def cmd_stl10(a):
     from spot_artifacts.folders import stl10
     from spot_artifacts.core import provenance, write_json
     from spot_artifacts.runs import load_weights
-    from spot_artifacts.transfer.finetune import summary
     from spot_artifacts.transfer.finetune import stl10_table
-    from spot_artifacts.transfer.probes import baselines
+    from spot_artifacts.transfer.probes import baselines, mean_std
     device, weights = pick_device(a.device), Path(a.weights)
     players = load_weights(weights, device)
     train, r, found = stl10(a.root, 'train', size=players.recipe.size, download=a.download), players.recipe, {}
@@ -376,7 +375,7 @@ def cmd_stl10(a):
     for name, nets in dict(random=controls['random'], rescaled=controls['rescaled'], pretrained=[players.discriminator]).items():
         for way in 'frozen', 'fine-tuned':
             tables = [stl10_table(net, a.root, r, a.epochs, way == 'fine-tuned', seed=a.seed, device=device, progress=True) for net in nets]
-            f = dict(tables[0], **summary([x for t in tables for x in t['accuracies']]), accuracies=[t['accuracies'] for t in tables], epochs=[t['epochs'] for t in tables])
+            f = dict(tables[0], **mean_std([x for t in tables for x in t['accuracies']]), accuracies=[t['accuracies'] for t in tables], epochs=[t['epochs'] for t in tables])
             found[f'{name}, {way}'] = f
             print(f'{name + ", " + way:<24} {f["mean"]:.1f} % ± {f["sd"]:.1f} over ten folds of STL-10' + f' and {len(nets)} networks'*(len(nets) > 1), flush=True)
     out = next_free(a.out or beside(weights, 'stl10.json'))
@@ -504,8 +503,9 @@ def cmd_game(a):
 
 # %% ../nbs/60_cli.ipynb #964540b7
 def cmd_ablate(a):
-    from spot_artifacts.ablations import (ablate, agreement, draw, kept_networks, plot_table, renderings,
+    from spot_artifacts.ablations import (ablate, agreement, kept_networks, plot_table, renderings,
                                           table_rows, to_markdown)
+    from spot_artifacts.transfer.probes import draw
     from spot_artifacts.toy import toy_images
     from spot_artifacts.data import random_split
     device, recipe, out = pick_device(a.device), pick_recipe(a.recipe, a.size, a.width, seed=a.seed), Path(a.out)

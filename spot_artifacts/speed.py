@@ -41,8 +41,7 @@ from .game import ImagesAreTargets
 from .recipe import build, Recipe
 from .training import adam, phase_learner
 from .monitor import TerminateOnNaN
-from .transfer.probes import choose_l2, fit_probe, pool_to, probe
-from .ablations import draw
+from .transfer.probes import choose_l2, draw, fit_probe, pool_to, probe
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 
