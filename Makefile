@@ -10,7 +10,7 @@ SETUP  := settings.ini setup.py pyproject.toml
 
 help:
 	@echo "make demo     install into $(VENV) and run the whole method on the embedded images: runs/demo/report.html"
-	@echo "make test     check library, notebooks and README against each other, run every notebook, then pytest"
+	@echo "make test     ruff; library, notebooks and README against each other; every notebook; then pytest"
 	@echo "make soak     an hour and a half: runs killed and resumed, a million files, memory over an hour; writes nbs/results/soak/"
 	@echo "make export   write spot_artifacts/*.py from the notebooks and clean the notebooks"
 	@echo "make refresh  export, run the notebooks again, save their outputs and README.md  (NB='12_damage index': only these)"
@@ -25,6 +25,7 @@ demo: $(VENV)/library
 	$(BIN)/spot-artifacts demo
 
 test: $(VENV)/dev
+	$(BIN)/ruff check
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/readme.py --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing

@@ -22,11 +22,12 @@ setup(
                  f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}",
                  'Programming Language :: Python :: 3',
-                 *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),   # those of .github/workflows/test.yml
+                 *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),  # as in test.yml
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
     install_requires=cfg['requirements'].split(),
-    extras_require={key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')},
+    extras_require={key.removesuffix('_requirements'): cfg[key].split()
+                    for key in cfg if key.endswith('_requirements')},
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
 )

@@ -18,7 +18,8 @@ def draw_mask(n,               # number of masks
               device=None,     # where the masks go; None = CPU
              )->torch.Tensor:  # (n, 1, grid, grid) float, 1 = kept, 0 = dropped
     "Omega, one mask per image, for all channels (section 4.1)."
-    if not 0 < drop_rate < 1: raise SpotError(f'drop_rate {drop_rate} is outside 0 to 1: take a share in between, the paper has 0.5 and 0.7')
+    if not 0 < drop_rate < 1:
+        raise SpotError(f'drop_rate {drop_rate} is outside 0 to 1: use a share in between, the paper has 0.5 and 0.7')
     return (torch.rand(n, 1, grid, grid, generator=generator, device=device) >= drop_rate).float()
 
 # %% ../nbs/12_damage.ipynb #7865030f

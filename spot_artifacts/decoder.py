@@ -39,8 +39,9 @@ class ResizeConv(ConvNorm):
                  legacy=False): # see `Double`
         super().__init__(c_in, c_out, 3, 1, slope, Double(legacy))
 
+# %% ../nbs/11_decoder.ipynb #11dec0de
 class Decoder(nn.Module):
-    "D: resize-convolutions D1, D2, ... that mirror the encoder, and a last 3x3 convolution to RGB without batch norm (section 4.4)."
+    "D: resize-convolutions D1, D2, ... that mirror E, then a 3x3 convolution to RGB without batch norm (section 4.4)."
     def __init__(self,
                  layers=4,      # number of doublings, the encoder's number of strided layers
                  width=1.,      # channel multiplier, the encoder's
@@ -105,7 +106,7 @@ def fit_autoencoder(autoencoder,  # an `AutoEncoder`; trained in place and left 
                    )->torch.Tensor: # loss of each step (steps,)
     "Minimise eq. 3."
     opt = torch.optim.Adam(autoencoder.parameters(), lr, betas=(.5, .999))
-    decay = torch.optim.lr_scheduler.LinearLR(opt, 1, .01, steps)
+    schedule = torch.optim.lr_scheduler.LinearLR(opt, 1, .01, steps)
     g, losses = torch.Generator().manual_seed(seed), []
     autoencoder.train()
     for _ in range(steps):
@@ -114,7 +115,7 @@ def fit_autoencoder(autoencoder,  # an `AutoEncoder`; trained in place and left 
         opt.zero_grad()
         loss.backward()
         opt.step()
-        decay.step()
+        schedule.step()
         losses.append(loss.detach())
     autoencoder.eval()
     return torch.stack(losses)

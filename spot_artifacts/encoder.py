@@ -10,7 +10,6 @@ from collections import OrderedDict
 from copy import deepcopy
 
 # %% ../nbs/10_encoder.ipynb #6354667d
-import torch.nn.functional as F
 import torch
 from torch import nn
 from .core import SpotError
@@ -23,8 +22,7 @@ def widths(layers,     # number of strided layers
     return [max(4, int(32*2**i*width)) for i in range(layers + 1)]
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch norm, leaky ReLU: the layer that E and D are made of (section 4.4). In eval mode the norm is folded
-    into the filters."""
+    "Convolution, batch norm, leaky ReLU: the layer that E and D are made of (section 4.4)."
     def __init__(self,
                  c_in,      # channels in
                  c_out,     # channels out
@@ -35,17 +33,6 @@ class ConvNorm(nn.Sequential):
         conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=(kernel - 1)//2, bias=False)
         layers = OrderedDict(conv=conv, norm=nn.BatchNorm2d(c_out), act=nn.LeakyReLU(slope, inplace=True))
         super().__init__(layers if resize is None else OrderedDict(resize=resize, **layers))
-
-    def forward(self,
-                x,   # (N, c_in, H, W)
-               )->torch.Tensor: # (N, c_out, H/stride, W/stride), unless `resize` changes the size
-        "The layer's output."
-        if self.training: return super().forward(x)
-        *resize, conv, norm, act = self
-        for m in resize: x = m(x)
-        scale = norm.weight*(norm.running_var + norm.eps).rsqrt()
-        weight, bias = conv.weight*scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean*scale
-        return act(F.conv2d(x, weight, bias, conv.stride, conv.padding))
 
 # %% ../nbs/10_encoder.ipynb #bb043686
 class Encoder(nn.Sequential):
@@ -66,12 +53,13 @@ class Encoder(nn.Sequential):
         "phi(x)."
         h, w = x.shape[-2:]
         if h % self.stride or w % self.stride:
-            raise SpotError(f"{w} x {h} px do not divide by the encoder's stride: resize or crop to multiples of {self.stride} px")
+            raise SpotError(f"{w} x {h} px do not divide by the encoder's stride: "
+                            f'resize or crop to multiples of {self.stride} px')
         return super().forward(x)
 
 # %% ../nbs/10_encoder.ipynb #3833927e
 def encoder_layers(size,        # image size in px
-                   grid=None,   # wanted entries per side of phi; None = the paper's four layers, fewer where these leave less than 6
+                   grid=None,   # entries per side of phi; None = the paper's four layers, fewer where fewer than 6 are left
                   )->int:       # layers, at least 1
     "Number of strided layers that take `size` px to the wanted grid."
     if grid is not None:
@@ -83,7 +71,8 @@ def encoder_layers(size,        # image size in px
     if layers < 1: raise SpotError(f'{size} px are too small to encode: use images of 12 px or more')
     if size % 2**layers:
         low = size - size % 2**layers
-        raise SpotError(f'{size} px do not divide by 2^{layers}, one halving per layer: resize or crop to {low} or {low + 2**layers} px')
+        raise SpotError(f'{size} px do not divide by 2^{layers}, one halving per layer: '
+                        f'resize or crop to {low} or {low + 2**layers} px')
     return layers
 
 # %% ../nbs/10_encoder.ipynb #dca98a81

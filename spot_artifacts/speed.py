@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'WITHOUT', 'PLAIN', 'COSTS', 'NAMES', 'Files', 'FileDL', 'PlainAutoencoder', 'PlainGame', 'concatenated',
-           'padded', 'looked_at_again', 'as_they_come', 'loop_adam', 'Wait', 'Variant', 'players_of', 'Work', 'sync',
-           'fastest', 'ceilings', 'Memory', 'Stopwatch', 'timed', 'Race', 'bare_step', 'floor', 'compare_variants',
-           'input_rates', 'plain_probe', 'probe_times', 'costs', 'save_jpegs', 'bench', 'where', 'bench_table',
-           'bench_figure', 'cost_figure']
+           'as_they_come', 'loop_adam', 'Wait', 'Variant', 'players_of', 'Work', 'sync', 'fastest', 'ceilings',
+           'Memory', 'Stopwatch', 'timed', 'Race', 'bare_step', 'floor', 'compare_variants', 'input_rates',
+           'plain_probe', 'probe_times', 'costs', 'save_jpegs', 'bench', 'where', 'bench_table', 'bench_figure',
+           'cost_figure']
 
 # %% ../nbs/61_speed.ipynb #dec58207
 import ctypes, gc, os, sys
@@ -27,21 +27,21 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from .core import has_bf16, provenance
-from .data import Augment, ImageSet, TensorDL, to_float
+from .data import Augment, ImageSet, random_subset, TensorDL, to_float
 from .folders import folder_images, list_images
 from .toy import toy_images
-from .encoder import ConvNorm, encoder_layers
+from .encoder import encoder_layers
 from .decoder import squared_error
 from .damage import damage, draw_mask, local_mean
 from .repair import RepairBlock
-from .discriminator import LAYERS, SamePool
-from .losses import class_loss, kept_error, mask_loss, repair_loss
-from .players import GameLoss, without_gradient
+from .backbone import LAYERS
+from .losses import adversarial_loss, class_loss, kept_error, mask_loss
+from .players import two_passes
 from .game import ImagesAreTargets
 from .recipe import build, Recipe
 from .training import adam, phase_learner
 from .monitor import TerminateOnNaN
-from .transfer.probes import choose_l2, draw, fit_probe, pool_to, probe
+from .transfer.probes import choose_l2, fit_probe, pool_to, probe
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 
@@ -119,7 +119,8 @@ class PlainGame:
     def loss_of_repair(self, x, mask, real, fake):
         r, n = self.recipe, len(real)
         score, _ = self.players.discriminator(torch.cat([real, fake]))
-        return r.adversarial_weight*repair_loss(score[:n], score[n:], r.objective) + r.kept_weight*kept_error(fake, x, mask)
+        adversarial = adversarial_loss(score[:n], score[n:], r.objective)
+        return r.adversarial_weight*adversarial + r.kept_weight*kept_error(fake, x, mask)
 
     def loss_of_discriminator(self, real, seen, seen_mask):
         r, n = self.recipe, len(real)
@@ -143,15 +144,6 @@ def concatenated(self, h, mask):
     "R_i(h), the mask as one more channel of a copied tensor."
     h = torch.cat([self.act(self.bn1(h)) if self.bn1 else h, mask], 1)
     return self.conv2(self.act(self.bn2(self.conv1(h))))
-
-def padded(self, x):
-    "Max pooling of a padded copy."
-    h, w = (n % 2 for n in x.shape[-2:])
-    return F.max_pool2d(F.pad(x, (w, 1, h, 1), value=float('-inf')), 3, 2)
-
-def looked_at_again(self, g, seen):
-    "C's logits for R, with real images passed through C once more."
-    return without_gradient(self.players.discriminator, torch.cat([g.real, g.fake]))
 
 def as_they_come(self):
     "Batches with channels first."
@@ -184,16 +176,14 @@ class Variant:
             for owner, name, other in self.patches: stack.enter_context(patch.object(owner, name, other))
             yield
 
-NETWORKS = {
-    'norms folded into filters': Variant(((ConvNorm, 'forward', nn.Sequential.forward),), phases=('game',)),
-    "the mask's filters apart": Variant(((RepairBlock, 'residual', concatenated),), phases=('game',)),
-    'poolings that need no copy': Variant(((SamePool, 'forward', padded),), phases=('game',))}
+NETWORKS = {"the mask's filters apart": Variant(((RepairBlock, 'residual', concatenated),), phases=('game',))}
 WITHOUT = {
     'bfloat16': Variant(recipe=(('bf16', False),)),
     'channels last': Variant(((ImagesAreTargets, 'before_batch', as_they_come),), layout=torch.contiguous_format),
     'images in memory': Variant(files=True),
     'a fused Adam': Variant(((sys.modules['spot_artifacts.training'], 'adam', loop_adam),)),
-    'real images seen once': Variant(((GameLoss, 'opinion', looked_at_again),), phases=('game',)),
+    'real images seen once': Variant(((sys.modules['spot_artifacts.players'], 'shared_trunk', two_passes),),
+                                     phases=('game',)),
     **NETWORKS,
     'losses that stay on the device': Variant(cbs=(Wait(),)),
     'fastai and all callbacks': Variant(fastai=False)}
@@ -397,11 +387,11 @@ def input_rates(race): # Race
 @torch.no_grad()
 def plain_probe(net, train, test, labels, values): # Discriminator; two labelled ImageSets; number of labels; numbers per layer
     "`probe` as a plain port has it: a pass for each layer, then its classifier."
-    train, found = draw(train, labels, 0), {}
+    train, found = random_subset(train, labels, 0), {}
     net.eval()
     for i, name in enumerate(LAYERS):
-        body = nn.Sequential(*(getattr(net, layer) for layer in LAYERS[:i + 1]))
-        def forward_layers(images): return torch.cat([pool_to(body(to_float(x)), values) for x in images.split(250)]).numpy()
+        body = nn.Sequential(*(getattr(net.backbone, layer) for layer in LAYERS[:i + 1]))
+        def features(images): return torch.cat([pool_to(body(to_float(x)), values) for x in images.split(250)]).numpy()
         x, xt, y = features(train.images), features(test.images), train.labels.numpy()
         found[name] = 100*fit_probe(x, y, choose_l2(x, y)).score(xt, test.labels.numpy())
     return found

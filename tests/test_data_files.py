@@ -279,7 +279,7 @@ def test_lowest_floor_is_light():
 
 def test_a_run_from_the_disk_is_the_run_from_memory(tmp_path, monkeypatch):
     "With no memory to spare images stay in a file, and every weight of a run comes out the same."
-    from spot_artifacts.pretrain import pretrain
+    from spot_artifacts.pretraining import pretrain
     from spot_artifacts.recipe import Recipe
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     (tmp_path/'photos').mkdir()

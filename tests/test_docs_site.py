@@ -1,4 +1,4 @@
-"The site: built once, served from this machine, every page opened in a browser, at a phone's and at a desktop's width."
+"The site: built once, served from this machine, every page opened in a browser at the width of a phone and a desktop."
 import re, subprocess, sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,11 +18,14 @@ LOOK = '''() => {
         links: all('a[href]', a => a.href),
         targets: all('[src], link[href]', e => e.src || e.href),
         pictures: all('img', i => [i.naturalWidth > 0, i.alt, i.src.slice(0, 80)]),
-        formulas: all('.math', m => [!!m.querySelector('.katex') && !m.querySelector('.katex-error'), m.textContent.slice(0, 80)]),
+        formulas: all('.math', m => [
+            !!m.querySelector('.katex') && !m.querySelector('.katex-error'), m.textContent.slice(0, 80)]),
     }
 }'''
-TOO_WIDE = '''() => [document.documentElement, document.querySelector('main')].some(e => e && e.scrollWidth > e.clientWidth) &&
-    [...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth && e.clientWidth && getComputedStyle(e).overflowX == 'visible')
+TOO_WIDE = '''() =>
+    [document.documentElement, document.querySelector('main')].some(e => e && e.scrollWidth > e.clientWidth) &&
+    [...document.querySelectorAll('main *')]
+        .filter(e => e.scrollWidth > e.clientWidth && e.clientWidth && getComputedStyle(e).overflowX == 'visible')
         .map(e => e.outerHTML.slice(0, 80)).slice(-3)'''
 
 
@@ -47,8 +50,9 @@ def address(site):
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
         def do_GET(self):
-            if self.path == '/favicon.ico': return self.send_response(204) or self.end_headers()  # asked for by a page without one
-            super().do_GET()
+            if self.path != '/favicon.ico': return super().do_GET()
+            self.send_response(204)  # asked for by a page without one
+            self.end_headers()
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site))
     Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/'
@@ -60,10 +64,14 @@ def pages(site, address, browser):
     "By address: what each page shows, says and asks for."
     found, phone, desktop = {}, {'width': 390, 'height': 800}, {'width': 1280, 'height': 800}
     page, errors, requests = browser.new_page(), [], []
-    page.on('console', lambda message: errors.append(message.text) if message.type in ('error', 'warning') else None)
+    def on_console(message):
+        if message.type in ('error', 'warning'): errors.append(message.text)
+    def on_response(response):
+        if response.status >= 400: errors.append(f'{response.status} {response.url}')
+    page.on('console', on_console)
     page.on('pageerror', lambda error: errors.append(str(error)))
     page.on('request', lambda request: requests.append(request.url))
-    page.on('response', lambda response: errors.append(f'{response.status} {response.url}') if response.status >= 400 else None)
+    page.on('response', on_response)
     for file in sorted(site.rglob('*.html')):
         url = address + file.relative_to(site).as_posix()
         errors.clear(), requests.clear()
@@ -96,8 +104,22 @@ def test_builds_without_complaint(built): assert built[0].returncode == 0, built
 def test_pages_are_there(root, pages, address):
     "Each notebook and each module has its page."
     wanted = [f'{f.stem}.html' for f in (root/'nbs').glob('*.ipynb')]
-    wanted += [f'api/{f.stem}.html' for f in (root/'spot_artifacts').glob('*.py') if f.stem[0] != '_']
+    wanted += [f'api/{f.stem}.html' for f in (root/'spot_artifacts').rglob('*.py') if f.stem[0] != '_']
     assert not {address + name for name in wanted} - pages.keys()
+
+
+def test_sidebar_is_in_chapters(root, page, pages):
+    "Every notebook stands in one chapter, and the reader's path, images, networks, the game, comes first."
+    chapters = page.eval_on_selector_all('#quarto-sidebar .sidebar-item-section', """sections => sections.map(s => [
+        s.querySelector('.sidebar-item-container').innerText.trim(),
+        [...s.querySelectorAll('.sidebar-item .sidebar-link')].map(a => a.href.split('/').pop())])""")
+    names = [name for name, _ in chapters]
+    assert names[:3] == ['Images', 'Networks', 'The game'] and names[-1] == 'Library'
+    listed = [name for _, links in chapters[:-1] for name in links if re.match(r'\d\d_', name)]
+    notebooks = sorted(f'{f.stem}.html' for f in (root/'nbs').glob('[0-9]*.ipynb'))
+    assert sorted(listed) == notebooks
+    path = [name for name in notebooks if '01' <= name[:2] < '25']
+    assert listed[:len(path)] == path
 
 
 def test_no_errors(pages): assert not complaints(pages, lambda seen: seen['errors'])
@@ -110,7 +132,8 @@ def test_asks_no_other_host(pages, address):
 
 def test_pictures_show_and_say_what_they_are(pages):
     assert sum(len(seen['pictures']) for seen in pages.values()) > 20
-    assert not complaints(pages, lambda seen: [rest for shows, *rest in seen['pictures'] if not (shows and rest[0].strip())])
+    def bad(seen): return [(alt, src) for shows, alt, src in seen['pictures'] if not (shows and alt.strip())]
+    assert not complaints(pages, bad)
 
 
 def test_links_lead_somewhere(pages, site, address):
@@ -137,8 +160,9 @@ def test_no_sideways_scroll(pages):
 def test_notebooks_can_be_run_and_edited(root, pages, address):
     for file in (root/'nbs').glob('[0-9]*.ipynb'):
         links = pages[f'{address}{file.stem}.html']['links']
-        assert any(link.startswith('https://colab.') and link.endswith(f'/nbs/{file.name}') for link in links), file.name
-        assert any('/edit/' in link and link.endswith(f'/nbs/{file.name}') for link in links), file.name
+        own = [link for link in links if link.endswith(f'/nbs/{file.name}')]
+        assert any(link.startswith('https://colab.') for link in own), file.name
+        assert any('/edit/' in link for link in own), file.name
 
 
 def test_search(page):

@@ -13,7 +13,7 @@ from spot_artifacts.cli import main
 from spot_artifacts.core import ImagesError, RecipeError, SpotError
 from spot_artifacts.folders import folder_images, list_images, load_image
 from spot_artifacts.toy import toy_images
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]

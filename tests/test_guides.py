@@ -2,12 +2,12 @@
 import re, shlex
 
 import nbformat, pytest
-from PIL import Image
+from images import write_images
 
 from spot_artifacts.cli import parser
 from spot_artifacts.folders import folder_images
 from spot_artifacts.toy import toy_images
-from spot_artifacts.pretrain import pretrain
+from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
 
 
@@ -25,15 +25,14 @@ def test_commands(root, guide):
     spoken = [shlex.split(line.rstrip('& '), comments=True) for line in lines]
     commands = [words[words.index('spot-artifacts') + 1:] for words in spoken if 'spot-artifacts' in words]
     assert commands
-    for words in commands: parser().parse_args(words)  # exits where a word is not understood
+    for words in commands: parser().parse_args(words)   # exits where a word is wrong
 
 
 def test_own_images_python(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path/'photos').mkdir()
-    for i, image in enumerate(toy_images(40, 64, seed=9, cache=False).images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path/f'photos/{i}.png')
-    pretrain(folder_images('photos', 64), Recipe.small(64, width=.1, ae_width=.1, ae_epochs=1., epochs=1., batch=16), 'runs/photos', progress=False)
+    write_images('photos', images=toy_images(40, 64, seed=9, cache=False).images)
+    recipe = Recipe.small(64, width=.1, ae_width=.1, ae_epochs=1., epochs=1., batch=16)
+    pretrain(folder_images('photos', 64), recipe, 'runs/photos', progress=False)
     names = {}
     for code in blocks(root/'nbs/own_images.md', 'python'): exec(code, names)
     assert names['features'].shape[0] == 32 and names['features'].isfinite().all()

@@ -22,11 +22,14 @@ def lab(root, tmp_path_factory):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    words = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', f'--IdentityProvider.token={token}', '--LabApp.expose_app_in_browser=True',
-             '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', f'--ServerApp.root_dir={folder}']
-    env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', **{f'JUPYTER_{k}_DIR': str(folder/k) for k in ('CONFIG', 'RUNTIME')})
+    words = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', f'--ServerApp.root_dir={folder}',
+             f'--IdentityProvider.token={token}', '--LabApp.expose_app_in_browser=True', '--LabApp.news_url=None',
+             '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    folders = {f'JUPYTER_{k}_DIR': str(folder/k) for k in ('CONFIG', 'RUNTIME')}
+    env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', **folders)
     with (folder/'log.txt').open('w') as log:
-        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *words], cwd=folder, env=env, stdout=log, stderr=log)
+        command = [sys.executable, '-m', 'jupyterlab', *words]
+        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
     try:
         for _ in range(240):
             try: urlopen(f'http://127.0.0.1:{port}/api', timeout=5).close()
@@ -48,7 +51,10 @@ def test_run_all(name, lab, browser):
     page = context.new_page()
     page.set_default_timeout(300_000)
     page.goto(f'{address}/lab/tree/nbs/{name}.ipynb?token={token}')
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.path.endsWith('.ipynb') && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel")
+    page.wait_for_function("""() => {
+        const panel = window.jupyterapp?.shell.currentWidget
+        return panel?.context?.path.endsWith('.ipynb') && panel.sessionContext.session?.kernel
+    }""")
     cells = page.evaluate(RUN_ALL)
     context.close()
     assert len(cells) > 10

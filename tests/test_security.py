@@ -1,4 +1,4 @@
-"""Files from strangers: nothing in them is executed, unpacked elsewhere or believed. (Hostile checkpoints and pickles: tests/test_bad_input.py.)"""
+"""Files from strangers: nothing in them is executed, unpacked elsewhere or believed. (Hostile checkpoints and pickles: tests/test_cli_runs.py.)"""
 import ast, csv, io, json, socket, tarfile, time, urllib.error
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ from spot_artifacts.folders import stl10
 from spot_artifacts.toy import toy_images
 from spot_artifacts.recipe import Recipe
 from spot_artifacts.runs import load_weights
-from spot_artifacts.report import write_report
+from spot_artifacts.report import render, write_report
 
 
 def head(header, body=b'', length=None):
@@ -71,15 +71,25 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs): self.found.append((tag, tuple(k for k, _ in attrs)))
 
 
-def test_a_report_escapes_what_it_is_told(demo_run, tmp_path):
+def test_a_report_escapes_its_values(demo_run, tmp_path):
     results, players = json.loads((demo_run/'results.json').read_text()), load_weights(demo_run)
-    logs = {name: [{k: float(v) for k, v in row.items()} for row in csv.DictReader((demo_run/f'{name}.csv').open())] for name in ('auto', 'game')}
+    def log(name):
+        with (demo_run/f'{name}.csv').open() as f: return [{k: float(v) for k, v in r.items()} for r in csv.DictReader(f)]
+    logs, images = {name: log(name) for name in ('auto', 'game')}, toy_images(8, 32, cache=False).images
     def page(name):
-        told = {**results, 'data': {**results['data'], 'name': name, 'fingerprint': name}, 'device': name, 'commit': name}
-        write_report(tmp_path/'report.html', told, players, toy_images(8, 32, cache=False).images, logs)
+        data = dict(results['data'], name=name, fingerprint=name)
+        renamed = dict(results, data=data, device=name, commit=name, versions=dict(results['versions'], torch=name))
+        write_report(tmp_path/'report.html', renamed, players, images, logs)
         return (tmp_path/'report.html').read_text()
     plain, hostile = page('photos'), page('"><script>alert(1)</script><img src=x onerror=alert(1)>')
     assert Tags(plain).found == Tags(hostile).found and '<script>alert' not in hostile
+
+
+def test_a_game_escapes_its_data():
+    "What stands in a script element ends neither the element nor the JSON."
+    hostile = '</script><script>alert(1)</script>'
+    page = render(dict(page='<script type="application/json">{{ x|tojson }}</script>'), x=hostile)
+    assert Tags(page).found == [('script', ('type',))] and json.loads(page[page.index('>') + 1:-len('</script>')]) == hostile
 
 
 def test_nothing_asks_the_network(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ PIXEL = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81
 
 
 class Project:
-    "A folder with the real settings and tools, one notebook that exports a module, and an index."
+    "A folder with the real settings and tools, two notebooks, of which one exports into a sub-package, and an index."
     def __init__(self, folder): self.folder = folder
 
     def make(self, root):
@@ -18,6 +18,7 @@ class Project:
         shutil.copy(root/'settings.ini', self.folder)
         self.write('00_tiny', ['#| default_exp tiny', '#| export\ndef one(): return 1', '1 + 1',
                                '#| slow\nprint("ran")'])
+        self.write('01_inner', ['#| default_exp deep.inner', '#| export\ndef two(): return 2'])
         self.write('index', ['#| hide\nsecret = 1', '#| echo: false\nprint("shown")', 'print("both")'],
                    '# Tiny\n\nSee [this](00_tiny.ipynb), ![that](../images/that.png) and [there](https://example.org).')
         for command in 'nbdev_export', 'nbdev_clean': self.run(BIN/command)
@@ -60,12 +61,14 @@ def test_sync_accepts_what_export_wrote(project):
 @pytest.mark.parametrize('change, complaint', [
     (lambda p: p.replace('spot_artifacts/tiny.py', 'return 1', 'return 2'), 'tiny.py: differs from its notebook'),
     (lambda p: p.replace('nbs/00_tiny.ipynb', 'def one', 'def won'), 'tiny.py: differs from its notebook'),
+    (lambda p: p.replace('spot_artifacts/deep/inner.py', 'return 2', 'return 3'), 'deep/inner.py: differs from'),
     (lambda p: p.replace('spot_artifacts/_modidx.py', 'tiny.one', 'tiny.two'), '_modidx.py: differs from its notebook'),
     (lambda p: p.replace('nbs/00_tiny.ipynb', '"execution_count": null', '"execution_count": 3'),
      '00_tiny.ipynb: not clean'),
     (lambda p: (p.folder/'spot_artifacts/tiny.py').unlink(), 'tiny.py: missing'),
     (lambda p: (p.folder/'nbs/00_tiny.ipynb').unlink(), 'tiny.py: no notebook exports it'),
-], ids=['edited module', 'module not exported', 'edited index', 'unclean notebook', 'no module', 'no notebook'])
+], ids=['edited module', 'module not exported', 'edited sub-package', 'edited index', 'unclean notebook',
+        'no module', 'no notebook'])
 def test_sync_names_what_differs(project, change, complaint):
     change(project)
     result = project.tool('check_sync')
@@ -126,7 +129,8 @@ def test_refresh_names_the_cell_that_fails(project):
 
 
 def test_the_oldest_versions_that_are_allowed_were_tested(root):
-    floors = subprocess.run([sys.executable, 'tools/compat.py', 'floors'], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    command = [sys.executable, 'tools/compat.py', 'floors']
+    floors = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
     tested = json.loads((root/'nbs/results/compat.json').read_text())['oldest']
     floors = [f for f in floors if '==' in f]
     stale = [f for f in floors if not f'{tested["versions"][f.split("==")[0]]}.'.startswith(f.split('==')[1] + '.')]

@@ -2,19 +2,20 @@
 
 nbdev 2 holds this environment's fastcore back, so a second one, .venv-newest, has the newest of both. It borrows every
 other package, torch among them, from this one: a .pth file puts this environment behind its own packages."""
-import json, shutil, subprocess, sys, sysconfig
+import json, os, shutil, subprocess, sys, sysconfig
 from importlib.metadata import version
 
-import numpy as np, pytest
+import pytest
 from conftest import skip_or_fail
-from PIL import Image
+from images import write_images
 
 NEWEST = ['fastai', 'fastcore>=2']  # a floor, lest the borrowed fastcore do where there is no network
 
 
 def run(*command, cwd=None):
-    "Run a command; where it fails, the test shows what it said."
-    result = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    "Run a command without this clone on the path; if it fails, the test shows its output."
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    result = subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True)
     assert result.returncode == 0, f'{result.args}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}'
     return result.stdout
 
@@ -60,11 +61,21 @@ def test_newest_versions_meet_the_wheel(installed, tmp_path, capsys):
     assert '.venv-newest' not in found['torch'][1], 'torch was downloaded again'
 
 
+def test_the_wheel_has_every_module(root, installed, tmp_path):
+    "Sub-packages too, and nothing of the clone's other folders."
+    code = '''import json, spot_artifacts
+from pathlib import Path
+folder = Path(spot_artifacts.__file__).parent
+print(json.dumps([sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*.py")), spot_artifacts.__all__,
+                  [f.name for f in folder.parent.iterdir() if f.name in ("tests", "tools", "nbs")]]))'''
+    modules, names, others = json.loads(run(installed/'python', '-c', code, cwd=tmp_path))
+    own = root/'spot_artifacts'
+    assert modules == sorted(f.relative_to(own).as_posix() for f in own.rglob('*.py')) and not others
+    run(installed/'python', '-c', f'from spot_artifacts import {", ".join(names)}', cwd=tmp_path)
+
+
 def test_two_steps_beside_the_newest(root, installed, tmp_path):
-    images = tmp_path/'images'
-    images.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(16): Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(images/f'{i}.png')
+    images = write_images(tmp_path/'images', 16)
     run(installed/'spot-artifacts', 'pretrain', '--images', images, '--out', tmp_path/'run', '--size', 32,
         '--width', 0.125, '--steps', 2, '--device', 'cpu', cwd=tmp_path)
     assert any((tmp_path/'run').iterdir()), 'the run left nothing'

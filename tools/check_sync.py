@@ -27,14 +27,14 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         fresh = Path(tmp)
         for file in tracked(ROOT, lib) | {Path('settings.ini')}:
-            if file.suffix != '.py' or file.name == '__init__.py':  # nbdev only adds to an __init__.py
+            if file.suffix != '.py' or file.stem in ('__init__', '__main__'):  # written by hand; nbdev adds to __init__
                 (fresh/file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT/file, fresh/file)
         for command in 'nbdev_export', 'nbdev_clean':
             subprocess.run([Path(sys.executable).parent/command], cwd=fresh, check=True)
         complaints = [complaint(file, ROOT, fresh) for file in sorted(tracked(ROOT, lib) | tracked(fresh, lib))]
     complaints = [c for c in complaints if c]
-    if complaints: sys.exit('\n'.join([*complaints, 'The notebooks in nbs/ are the source. To mend: make export']))
+    if complaints: sys.exit('\n'.join([*complaints, 'The notebooks in nbs/ are the source. To fix: make export']))
     print('Library and notebooks are in sync, and the notebooks are clean.')
 
 

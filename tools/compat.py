@@ -27,12 +27,14 @@ def run_tests():
     "What pytest's own report says."
     with tempfile.TemporaryDirectory() as tmp:
         report = Path(tmp)/'report.xml'
-        subprocess.run([sys.executable, '-m', 'pytest', f'--junitxml={report}', *(f'--ignore=tests/test_{name}.py' for name in DEV)], cwd=ROOT)
+        ignored = [f'--ignore=tests/test_{name}.py' for name in DEV]
+        subprocess.run([sys.executable, '-m', 'pytest', f'--junitxml={report}', *ignored], cwd=ROOT)
         suite = ElementTree.parse(report).find('testsuite')
     count = {k: int(suite.get(k)) for k in ('tests', 'failures', 'errors', 'skipped')}
     skipped = sorted({s.get('message') for s in suite.iter('skipped')})
-    return dict(passed=count['tests'] - count['failures'] - count['errors'] - count['skipped'], failed=count['failures'] + count['errors'],
-                skipped=count['skipped'], why_skipped=skipped, seconds=round(float(suite.get('time'))))
+    failed = count['failures'] + count['errors']
+    return dict(passed=count['tests'] - failed - count['skipped'], failed=failed, skipped=count['skipped'],
+                why_skipped=skipped, seconds=round(float(suite.get('time'))))
 
 
 def main():
@@ -40,10 +42,11 @@ def main():
     if sys.argv[1] == 'floors': return print('\n'.join(requirements()).replace('>=', '=='))
     from spot_artifacts.core import commit, device_name, write_json
     names = [re.match(r'[\w-]+', r)[0] for r in requirements()] + ['accelerate']
-    about = dict(date=f'{datetime.date.today()}', platform=platform.platform(), device=device_name('cpu'), commit=commit(),
-                 versions=dict(python=platform.python_version(), **{name: version(name) for name in names}))
-    found = {**about, **run_tests()}
-    write_json(RESULTS, {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}), sys.argv[1]: found})
+    versions = dict(python=platform.python_version(), **{name: version(name) for name in names})
+    found = dict(date=f'{datetime.date.today()}', platform=platform.platform(), device=device_name('cpu'),
+                 commit=commit(), versions=versions, **run_tests())
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    write_json(RESULTS, {**before, sys.argv[1]: found})
     if found['failed']: sys.exit(f'{found["failed"]} tests failed.')
 
 

@@ -1,33 +1,34 @@
 """Build the site in _docs/: the notebooks with their saved outputs, the guides, and a page for each module.
 
-Needs neither Quarto nor the network. Of the notebooks only those with an `#| exec_doc` cell are run: they show results files."""
+Needs neither Quarto nor the network. Only notebooks with an `#| exec_doc` cell are run: they show results files."""
 import dataclasses, json, re, shutil, sys, tempfile
 from pathlib import Path
 
-if sys.version_info < (3, 11): sys.exit('The site needs Python 3.11 or newer; the library does not. Another one: make docs PYTHON=python3.12')
+if sys.version_info < (3, 11):
+    sys.exit('The site needs Python 3.11 or newer; the library does not. Another one: make docs PYTHON=python3.12')
 
 import nbformat, yaml
 from nbdev.config import get_config
 from nbformat.v4 import new_markdown_cell, new_raw_cell
+from readme import LINK
+from refresh import Client, Failed
 from smalldocs import api, layout
 from smalldocs.config import BuildError, load
 from smalldocs.site import Site
-
-from readme import LINK
-from refresh import Client, Failed
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, OUT, KATEX = ROOT/'nbs', ROOT/'_docs', ROOT/'tools/katex'
 CFG = get_config(cfg_name='settings.ini', path=ROOT)
 BLOB = f'{CFG.git_url}/blob/{CFG.branch}'
 COLAB = f'https://colab.research.google.com/github/{CFG.user}/{CFG.repo}/blob/{CFG.branch}'
-RUN_IT = (f'::: {{{{.run-it}}}}\n[Open in Colab]({COLAB}/nbs/{{0}}) (there, first of all: `!pip install git+{CFG.git_url}`) · '
+RUN_IT = (f'::: {{{{.run-it}}}}\n[Open in Colab]({COLAB}/nbs/{{0}}) (there, first `!pip install git+{CFG.git_url}`) · '
           f'[the notebook on GitHub]({BLOB}/nbs/{{0}})\n:::')
 
 
 def relink(text):
     "Pictures of the project's images/ lie in the site; its other files are links to the repository."
-    def target(path): return path[3:] if path.startswith('../images/') else f'{BLOB}/{path[3:]}'
+    def target(path):
+        return path[3:] if path.startswith('../images/') else f'{BLOB}/{path[3:]}'
     return LINK.sub(lambda m: m[1] + (target(m[2]) if m[2].startswith('../') else m[2]), text)
 
 
@@ -55,7 +56,8 @@ def notebook_page(path):
     if number: cells.append(new_markdown_cell(RUN_IT.format(path.name)))
     for cell in nb.cells:
         if cell.cell_type == 'code' and re.search(r'^#\| *hide\b', cell.source, re.MULTILINE): continue
-        if title := cell.cell_type == 'markdown' and re.search(r'^#+ (.*)', cell.source, re.MULTILINE): heading = title[1]
+        title = cell.cell_type == 'markdown' and re.search(r'^#+ (.*)', cell.source, re.MULTILINE)
+        if title: heading = title[1]
         cells.append(shown(cell, heading))
     nb.cells = cells
     return nb
@@ -84,35 +86,40 @@ def field_docs(docments):
     return read
 
 
-def source_of(module):
-    "The name of the notebook that exports the module."
-    return next(f.name for f in NBS.glob(f'[0-9]*_{module}.ipynb'))
+def notebooks():
+    "{module: file name of the notebook that exports it}, modules of sub-packages as `transfer.probes`."
+    exports = {f.name: re.search(r'#\| default_exp ([\w.]+)', f.read_text('utf-8')) for f in NBS.glob('[0-9]*.ipynb')}
+    return {found[1]: name for name, found in exports.items() if found}
 
 
 def library_pages(site):
-    "Writes a page for each module, and the index by which names in the text become links."
+    "Writes a page for each module, and the index of names that become links; returns {page: notebook}."
     api.safe_docments = field_docs(api.safe_docments)
-    lib = CFG.lib_name
+    lib, source = CFG.lib_name, notebooks()
     (site/'api').mkdir()
     (site/'api/_metadata.yml').write_text('code-overflow: wrap\n')
     pages = api.build(api.Settings(site=site, packages=[lib], root=ROOT, source=BLOB))
+    notebook_of = {}
     for page in pages:
         text = page.read_text(encoding='utf-8').replace(f'title: "{lib}.', 'title: "', 1)
-        notebook = source_of(page.stem)
-        note = f'\n`from {lib}.{page.stem} import *` · explained in [notebook {notebook.split("_")[0]}](../{notebook})\n'
+        module = re.search('title: "(.*)"', text)[1]
+        notebook = notebook_of[page.stem] = source[module]
+        note = f'\n`from {lib}.{module} import *` · explained in [notebook {notebook[:2]}](../{notebook})\n'
         page.write_text(text.replace('\n---\n', f'\n---\n{note}', 1), encoding='utf-8')
     index = json.loads((site/'_symbols.json').read_text())
-    said = {name: target for name, target in index.items() if re.search('[A-Z_.]', name)}  # a `fit` may be anybody's
-    (site/'_symbols.json').write_text(json.dumps(said))
+    linked = {name: to for name, to in index.items() if re.search('[A-Z_.]', name)}  # `fit` may be another library's
+    (site/'_symbols.json').write_text(json.dumps(linked))
+    return notebook_of
 
 
-def mend(out):
-    "No file of the site asks another host: KaTeX lies in the site, and letters are the reader's own."
+def finish(out, notebook_of):
+    "Edit links of library pages lead to notebooks. No file asks another host: KaTeX lies in the site, no web fonts."
     shutil.copytree(KATEX, out/'site_libs/katex')
     for page in out.rglob('*.html'):
         up = '../'*len(page.relative_to(out).parent.parts)
         text = page.read_text(encoding='utf-8').replace(layout.KATEX, f'{up}site_libs/katex')
-        if page.parent.name == 'api': text = re.sub(r'/nbs/api/(\w+)\.qmd', lambda m: f'/nbs/{source_of(m[1])}', text)
+        if page.parent.name == 'api':
+            text = re.sub(r'/nbs/api/([\w.]+)\.qmd', lambda m: f'/nbs/{notebook_of[m[1]]}', text)
         page.write_text(text, encoding='utf-8')
     for css in (out/'site_libs/themes').rglob('*.css'):
         css.write_text(re.sub(r'@import\s+url\([^)]*\);?', '', css.read_text(encoding='utf-8')), encoding='utf-8')
@@ -123,12 +130,12 @@ def main(out=OUT):
         folder = Path(tmp)/'nbs'
         try:
             gather(folder)
-            library_pages(folder)
+            notebook_of = library_pages(folder)
             site = Site(load(folder), quiet=True)
             site.out = Path(out).resolve()
             pages = site.build()
         except (Failed, BuildError) as e: sys.exit(str(e))
-    mend(site.out)
+    finish(site.out, notebook_of)
     if site.warnings: sys.exit('\n'.join(['The site is built, but:', *site.warnings]))
     print(f'{pages} pages in {site.out}: open index.html there, or serve it: python -m http.server -d {site.out}')
 

@@ -1,4 +1,4 @@
-"Write README.md from nbs/index.ipynb; with --check, only say whether it is up to date."
+"Write README.md from nbs/index.ipynb; with --check, only report whether it is up to date."
 import base64, re, sys
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def main(check):
     stale = [f for f, data in files.items() if not (ROOT/f).exists() or (ROOT/f).read_bytes() != data]
     if check:
         wrong = ', '.join(str(f) for f in [*stale, *sorted(orphans)])
-        if wrong: sys.exit(f'Not what nbs/index.ipynb gives: {wrong}. To mend: make readme')
+        if wrong: sys.exit(f'Not what nbs/index.ipynb gives: {wrong}. To fix: make readme')
         return print('README.md is up to date.')
     for file in stale:
         (ROOT/file).parent.mkdir(parents=True, exist_ok=True)

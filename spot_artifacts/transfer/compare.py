@@ -11,9 +11,9 @@ from time import perf_counter
 # %% ../../nbs/32_compare.ipynb #3437bf82
 import torch
 from ..core import ImagesError
-from ..data import ImageSet
+from ..data import ImageSet, random_order, random_subset
 from ..recipe import build
-from .probes import (as_network, baselines, draw, fit_probe, knn_probe, labelled_set,
+from .probes import (as_network, baselines, fit_probe, knn_probe, labelled_set,
                                             layer_features, layer_names, mean_std, probe)
 from .finetune import classify, supervised, words_of
 
@@ -68,8 +68,8 @@ def compare(
 )->dict:                     # `protocol`, `supervised`: its epochs; `networks`: per network and layer mean, sd, seeds
     "Linear probes of a trained network beside raw pixels, random networks and a supervised one (Tables 4 and 5)."
     C = as_network(discriminator, device)
-    train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size)
-    start, shown = perf_counter(), draw(train, labels, seeds[0])
+    train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size, held_out=True)
+    start, shown = perf_counter(), random_subset(train, labels, seeds[0])
     networks, took = contenders(C, recipe, train, shown, random_seeds, device, progress, most)
     def measure(net): return probe(net, train, test, labels, seeds, feature_dim, solver, device)
     found = measure_all(networks, measure)
@@ -86,12 +86,12 @@ def per_class(
     seed=0      # of the choice
 )->ImageSet:    # n*classes images
     "As many images of each class, in random order."
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = random_order(len(data), seed)
     found = [order[data.labels[order] == c][:n] for c in range(len(data.classes))]
     few = min(map(len, found))
     if few < n:
         raise ImagesError(f'{data.name}: a class has {few} images, and {n} are wanted. Give a smaller number.')
-    return draw(data[torch.cat(found)], n*len(found), seed)
+    return random_subset(data[torch.cat(found)], n*len(found), seed)
 
 # %% ../../nbs/32_compare.ipynb #7a2f9c60
 def _few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds): # as for `few_labels`
@@ -124,7 +124,7 @@ def few_labels(
 )->dict:                         # `protocol`, `numbers`, and per network lists alongside: `mean`, `sd`, `seeds`
     "Accuracy against the number of labels: probes of trained and of random features, and training from scratch."
     C = as_network(discriminator, device)
-    train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size)
+    train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size, held_out=True)
     controls, at = baselines(recipe, train, random_seeds, device), layer_names(C).index(layer)
     nets = dict(pretrained=[C], random=controls['random'], rescaled=controls['rescaled'])
     def features(net, data): return layer_features(net, data, feature_dim)[at]
@@ -177,8 +177,8 @@ def transfer_report(
 )->dict:                        # `probe`, `knn`, `head`: `protocol` and `networks`; `few_labels`; `supervised`
     "Probes, nearest neighbours, a head on conv5 (frozen and fine-tuned) and few labels, each with its controls."
     C = as_network(discriminator, device)
-    train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size)
-    shown = draw(train, labels, seeds[0])
+    train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size, held_out=True)
+    shown = random_subset(train, labels, seeds[0])
     nets, took = contenders(C, recipe, train, shown, random_seeds, device, progress, most)
     learned = {name: group for name, group in nets.items() if name != 'pixels'}
     linear = f'logistic regression on frozen layers; {labels} labels, {len(seeds)} draws'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pool_to', 'as_network', 'layer_names', 'forward_layers', 'layer_features', 'grids', 'TorchProbe', 'fit_probe',
-           'choose_l2', 'labelled_set', 'draw', 'mean_std', 'probe', 'as_frame', 'RawPixels', 'calibrate', 'rescale',
+           'choose_l2', 'labelled_set', 'mean_std', 'probe', 'as_frame', 'RawPixels', 'calibrate', 'rescale',
            'baselines', 'knn', 'knn_probe', 'KNNMonitor']
 
 # %% ../../nbs/30_probes.ipynb #3a8e6519
@@ -20,8 +20,9 @@ from fastcore.basics import store_attr
 from fastcore.foundation import L
 from torch import nn
 from ..core import ImagesError, SpotError
-from ..data import ImageSet, to_float
-from ..discriminator import LAYERS, ResponseNorm
+from ..data import ImageSet, in_batches, random_order, to_float
+from ..folders import as_image_set
+from ..backbone import ResponseNorm
 from ..recipe import build
 from ..runs import load_weights
 from fastai.callback.core import Callback
@@ -59,7 +60,7 @@ def layer_names(
     net     # what `as_network` returns
 )->tuple:   # one name per layer
     "What its layers are called; 'features' if it has only `forward_features`."
-    return getattr(net, 'layer_names', LAYERS) if hasattr(net, 'forward_layers') else ('features',)
+    return net.layer_names if hasattr(net, 'forward_layers') else ('features',)
 
 def forward_layers(
     net,    # what `as_network` returns
@@ -72,9 +73,9 @@ def _device_of(net): # a module
     "Where it is: cpu, if it has no parameters."
     return next((p.device for p in net.parameters()), torch.device('cpu'))
 
-def _batches(images, bs, device): # a uint8 tensor (N, 3, S, S) or an ImageSet; images per batch; where they are wanted
+def _inputs(images, bs, device): # a uint8 tensor (N, 3, S, S) or an ImageSet; images per batch; where they are wanted
     "Batches of images in [-1, 1]."
-    for batch in getattr(images, 'images', images).split(bs):
+    for batch in in_batches(images, bs):
         yield to_float(batch.to(device)).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/30_probes.ipynb #c292b816
@@ -87,7 +88,7 @@ def layer_features(
 )->list:                # float32 arrays (N, about `feature_dim`), one per layer
     "All layers of all images from one pass, each pooled to the same length."
     device, out = _device_of(net.eval()), []
-    for x in _batches(images, bs, device): out.append([pool_to(h, feature_dim).cpu() for h in forward_layers(net, x)])
+    for x in _inputs(images, bs, device): out.append([pool_to(h, feature_dim).cpu() for h in forward_layers(net, x)])
     layers = [torch.cat(layer).numpy() for layer in zip(*out)]
     for name, h in zip(layer_names(net), layers):
         if not np.isfinite(h).all():
@@ -172,28 +173,16 @@ def choose_l2(
 
 # %% ../../nbs/30_probes.ipynb #f899fb4e
 def labelled_set(
-    source,     # ImageSet; a folder with one sub-folder per class; a torchvision dataset; fastai `DataLoaders`
-    size=None   # height and width, px, of what is not yet an ImageSet
+    source,         # ImageSet; a folder with one sub-folder per class; a torchvision dataset; fastai `DataLoaders`
+    size=None,      # height and width, px, of what is not yet an ImageSet
+    held_out=False  # of `DataLoaders`, the validation part?
 )->ImageSet:
     "Images with labels. ImagesError if they have none."
-    if not isinstance(source, ImageSet):
-        from spot_artifacts.folders import as_image_set
-        source = as_image_set(source, size)
+    if held_out: source = getattr(source, 'valid_ds', source)
+    if not isinstance(source, ImageSet): source = as_image_set(source, size, labelled=True)
     if source.labels is None:
         raise ImagesError(f'{source.name}: a probe needs labels. Give a folder with one sub-folder per class.')
     return source
-
-def _orders(n, seeds): # number of images; seeds
-    "For each seed a random order of all images."
-    return torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(s)) for s in seeds])
-
-def draw(
-    data,       # ImageSet
-    n,          # how many images; of a smaller set, all
-    seed=0      # of the choice
-)->ImageSet:    # in random order
-    "The images that a seed may use."
-    return data[_orders(len(data), (seed,))[0, :n]]
 
 def mean_std(
     numbers     # a list of floats
@@ -218,11 +207,12 @@ def probe(
     size=None           # height and width, px, of images that are not yet an ImageSet; None: as they are
 )->dict:                # per layer: `mean`, `sd` and `seeds` (test accuracies in percent), and the `l2` chosen
     "Linear probes on all frozen layers (section 5.2.3); the weights of `net` stay as they are."
-    net, train, test = as_network(net, device), labelled_set(train, size), labelled_set(test, size)
+    net, train, test = as_network(net, device), labelled_set(train, size), labelled_set(test, size, held_out=True)
     if min(labels, len(train)) < 10:
         raise ImagesError(f'{min(labels, len(train))} labels are too few for a probe: give 10 or more.')
     from threadpoolctl import threadpool_limits
-    picks, yt = _orders(len(train), seeds)[:, :labels], test.labels.numpy()
+    picks = torch.stack([random_order(len(train), s)[:labels] for s in seeds])
+    yt = test.labels.numpy()
     drawn, how = train[picks.flatten()], dict(solver=solver, device=device)
     ys = drawn.labels.view(picks.shape).numpy()
     def one_layer(x, xt):
@@ -283,7 +273,7 @@ def calibrate(
         m.reset_running_stats()
         m.momentum = None
         m.train()
-    for x in _batches(images[:n], _equal_batches(n, bs), _device_of(net)): net(x)
+    for x in _inputs(images[:n], _equal_batches(n, bs), _device_of(net)): net(x)
     for m, momentum in zip(norms, momenta): m.momentum = momentum
     return net.eval()
 
@@ -301,15 +291,15 @@ def _channel_moments(
         var, mean = torch.var_mean(out.float(), (0, 2, 3), correction=0)
         sums.append(len(out)*torch.stack([mean, var + mean**2]).double())
     hook = module.register_forward_hook(add)
-    for x in _batches(images, bs, _device_of(net)): net.forward_layers(x)
+    for x in _inputs(images, bs, _device_of(net)): net.forward_layers(x)
     hook.remove()
     mean, square = sum(sums)/len(images)
     return mean.float(), (square - mean**2).clamp(min=0).float()
 
 def _scaled_modules(net): # a Discriminator or its body
     "Convolutions, response and batch norms of conv1 to conv5, in the order in which they are computed."
-    kinds, body = (nn.Conv2d, ResponseNorm, nn.modules.batchnorm._BatchNorm), getattr(net, 'backbone', net)
-    return [m for name in layer_names(net) for m in getattr(body, name).modules() if isinstance(m, kinds)]
+    kinds = nn.Conv2d, ResponseNorm, nn.modules.batchnorm._BatchNorm
+    return [m for m in getattr(net, 'backbone', net).modules() if isinstance(m, kinds)]
 
 # %% ../../nbs/30_probes.ipynb #c2f2fbd1
 @torch.no_grad()
@@ -388,7 +378,7 @@ def knn_probe(
     size=None         # height and width, px, of images that are not yet an ImageSet; None: as they are
 )->dict:              # per layer: `mean` and `seeds`, the one test accuracy in percent
     "Nearest neighbours on every frozen layer: nothing is fitted."
-    net, train, test = as_network(net), labelled_set(train, size), labelled_set(test, size)
+    net, train, test = as_network(net), labelled_set(train, size), labelled_set(test, size, held_out=True)
     def score(a, b): return 100*np.mean(knn(a, train.labels.numpy(), b, k, temperature) == test.labels.numpy())
     features = zip(layer_features(net, train, feature_dim), layer_features(net, test, feature_dim))
     return {name: _scores([score(a, b)]) for name, (a, b) in zip(layer_names(net), features)}

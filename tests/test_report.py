@@ -1,10 +1,13 @@
-"The demo's page, opened in a browser."
+"The demo's report, opened in a browser, and its templates."
 import pytest
+from jinja2 import UndefinedError
+
+from spot_artifacts.report import render
 
 
 @pytest.fixture(scope='module', params=[1280, 390], ids=lambda width: f'{width}px')
 def report(request, browser, demo_run):
-    "The page at a desktop's and at a phone's width, with what it said and asked for while loading."
+    "The page at a desktop's and at a phone's width, with its errors and requests."
     page = browser.new_page(viewport={'width': request.param, 'height': 800})
     page.errors, page.requested = [], []
     page.on('console', lambda message: page.errors.append(message.text) if message.type == 'error' else None)
@@ -34,3 +37,9 @@ def test_pictures_show_and_say_what_they_are(report):
 def test_no_sideways_scroll(report):
     width, window = report.evaluate('[document.documentElement.scrollWidth, window.innerWidth]')
     assert width <= window
+
+
+def test_templates_escape_their_values():
+    page = dict(page='<p title="{{ x }}">{{ x }}</p>')
+    assert render(page, x='<b>"&') == '<p title="&lt;b&gt;&#34;&amp;">&lt;b&gt;&#34;&amp;</p>'
+    with pytest.raises(UndefinedError, match="'x' is undefined"): render(page)
