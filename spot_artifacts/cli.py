@@ -406,11 +406,11 @@ def measures(
             return {'conv5': dict(mean=runs[-1]['accuracy'])}
         return over_draws(measure, drawn)
     def sgd(net, data, seed):
-        runs.append(probe_sgd(net, data, test, recipe, epochs or 30, values=values, seed=seed, device=device))
+        runs.append(probe_sgd(net, data, test, recipe, epochs or 30, feature_dim=values, seed=seed, device=device))
         return runs[-1]['layers']
     solver = 'sklearn' if device == 'cpu' else 'torch'
     return dict(linear=lambda net: probe(net, train, test, labels, tuple(drawn), values, solver, device),
-                knn=over_draws(lambda net, data, seed: knn_probe(net, data, test, values=values), drawn),
+                knn=over_draws(lambda net, data, seed: knn_probe(net, data, test, feature_dim=values), drawn),
                 sgd=over_draws(sgd, drawn), fc=head('fc'), conv5=head('linear'), finetune=head('linear', True))
 
 # %% ../nbs/60_cli.ipynb #3c1e8a18
@@ -433,7 +433,7 @@ def measure_features(
     done = dict(seeds=list(seeds), random_networks=random)
     if protocol in ('linear', 'sgd', 'knn', 'few'): done['values'] = values
     if protocol == 'few':
-        how = dict(values=values, seeds=seeds, random_seeds=range(random), device=device)
+        how = dict(feature_dim=values, seeds=seeds, random_seeds=range(random), device=device)
         found, words = few_labels_rows(players, train, test, **how)
         return found, done | words
     drawn = {s: random_subset(train, labels, s) for s in seeds}
@@ -534,8 +534,8 @@ def cmd_stl10(
     from spot_artifacts.core import provenance
     from spot_artifacts.folders import stl10
     from spot_artifacts.runs import load_weights
-    from spot_artifacts.transfer.finetune import stl10_table, summary
-    from spot_artifacts.transfer.probes import baselines
+    from spot_artifacts.transfer.finetune import stl10_table
+    from spot_artifacts.transfer.probes import baselines, mean_std
     device, out, found = pick_device(device), out or default_out(weights, 'stl10.json'), {}
     check_out(out, folder=False)
     players = load_weights(weights, device)
@@ -546,7 +546,7 @@ def cmd_stl10(
     for (name, nets), tune in [(n, t) for n in networks.items() for t in (False, True)]:
         tables = [stl10_table(net, root, recipe, epochs, tune, seed=seed, device=device, progress=True) for net in nets]
         way = f'{name}, {"fine-tuned" if tune else "frozen"}'
-        found[way] = dict(tables[0], **summary([x for t in tables for x in t['accuracies']]),
+        found[way] = dict(tables[0], **mean_std([x for t in tables for x in t['accuracies']]),
                           accuracies=[t['accuracies'] for t in tables], epochs=[t['epochs'] for t in tables])
         print(f'{way:<24} {found[way]["mean"]:.1f} % ± {found[way]["sd"]:.1f} over ten folds of STL-10'
               + f' and {len(nets)} networks'*(len(nets) > 1), flush=True)

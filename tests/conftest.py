@@ -93,3 +93,20 @@ def succeeds(capsys):
         main([str(w) for w in words])
         return capsys.readouterr()
     return check
+
+
+@pytest.fixture
+def tiny_stl10(tmp_path):
+    "STL-10's files with 40 training images in ten overlapping folds of 20, and 30 test images."
+    import torch
+    from spot_artifacts.toy import toy_images
+    folder = tmp_path/'stl10_binary'
+    folder.mkdir()
+    (folder/'class_names.txt').write_text('\n'.join(toy_images(1, 96, cache=False).classes))
+    for split, n, seed in ('train', 40, 0), ('test', 30, 1):
+        data = toy_images(n, 96, seed=seed, cache=False)
+        (folder/f'{split}_X.bin').write_bytes(data.images.transpose(2, 3).contiguous().numpy().tobytes())
+        (folder/f'{split}_y.bin').write_bytes((data.labels + 1).byte().numpy().tobytes())
+    def fold(seed): return torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:20].tolist()
+    (folder/'fold_indices.txt').write_text('\n'.join(' '.join(map(str, fold(f))) for f in range(10)))
+    return tmp_path

@@ -3,12 +3,15 @@ import json, shutil, subprocess, sys
 from functools import partial
 
 import numpy as np, pytest
+from images import write_images
 from PIL import Image
 
-from spot_artifacts import ablations, data
+from spot_artifacts import ablations, folders
 from spot_artifacts.ablations import CONTROLS, PROTOCOL, ROWS, load_results, table_rows, to_csv, to_markdown
 from spot_artifacts.cli import main
+from spot_artifacts.core import RunError
 from spot_artifacts.recipe import Recipe
+from spot_artifacts.toy import toy_images
 from spot_artifacts.runs import Checkpoint
 
 SMALL = ['--size', '32', '--width', '.1', '--budget', '4', '--labels', '40', '--epochs', '1', '--device', 'cpu']
@@ -28,11 +31,9 @@ def photos(tmp_path_factory):
     root, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
     for part, n in (('train', 30), ('test', 10)):
         for channel, name in ((0, 'red'), (2, 'blue')):
-            (root/part/name).mkdir(parents=True)
-            for i in range(n):
-                image = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
-                image[..., channel] += 127
-                Image.fromarray(image).save(root/part/name/f'{i}.png')
+            images = rng.integers(0, 128, (n, 3, 32, 32), dtype=np.uint8)
+            images[:, channel] += 127
+            write_images(root/part, classes=(name,), images=images)
     return root
 
 
@@ -51,7 +52,8 @@ def test_every_row_leaves_a_file_and_a_place_in_the_table(finished):
     out, _ = finished
     results = load_results(out)
     assert list(dict.fromkeys(r['row'] for r in results)) == [*ROWS, *CONTROLS]
-    assert {r['row']: [x['seed'] for x in results if x['row'] == r['row']] for r in results} == {row: [0, 1, 2] if row in ('random', 'rescaled') else [0] for row in [*ROWS, *CONTROLS]}
+    for row in [*ROWS, *CONTROLS]:
+        assert [r['seed'] for r in results if r['row'] == row] == ([0, 1, 2] if row in ('random', 'rescaled') else [0])
     for r in results:
         assert 0 <= r['accuracy'] <= 100 and len(r['probe']) == 5
         assert {'data', 'device', 'versions', 'commit', 'recipe', 'seconds', 'protocol', 'seed', 'identity'} <= set(r)
@@ -89,13 +91,15 @@ def test_a_stopped_row_goes_on_and_ends_the_same(finished, photos, tmp_path, mon
     monkeypatch.setattr(Checkpoint, 'after_epoch', after)
     main(words)
     now = json.loads((copy/'baseline-0.json').read_text())
-    assert {k: now[k] for k in ('accuracy', 'probe', 'classifier', 'mask')} == {k: was[k] for k in ('accuracy', 'probe', 'classifier', 'mask')}
+    for k in 'accuracy', 'probe', 'classifier', 'mask': assert now[k] == was[k], k
 
 
-@pytest.mark.parametrize('extra, says', [(['--rows', 'a,m'], "no row 'm'"), (['--labels', '20'], 'made with another number of labels (40, now 20)'), (['--data', 'nowhere'], 'nowhere'),
-                                         (['--width', '.15'], 'made with another recipe: width (0.1, now 0.15)'),
-                                         (['--epochs', '2'], 'made with another number of head epochs (1.0, now 2.0)')])
-def test_what_does_not_fit_is_said_in_a_line(finished, extra, says, capsys):
+@pytest.mark.parametrize('extra, says', [
+    (['--rows', 'a,m'], "no row 'm'"), (['--data', 'nowhere'], 'nowhere'),
+    (['--labels', '20'], 'made with another number of labels (40, now 20)'),
+    (['--width', '.15'], 'made with another recipe: width (0.1, now 0.15)'),
+    (['--epochs', '2'], 'made with another number of head epochs (1.0, now 2.0)')])
+def test_what_does_not_fit_is_one_line(finished, extra, says, capsys):
     _, command = finished
     with pytest.raises(SystemExit) as status: main([str(word) for word in command] + extra)
     assert status.value.code == 1
@@ -105,7 +109,8 @@ def test_what_does_not_fit_is_said_in_a_line(finished, extra, says, capsys):
 
 def test_the_controls_see_the_same_images_as_the_rows(finished):
     results = {r['row']: r for r in load_results(finished[0])}
-    assert len({(r['data']['fingerprint'], r['protocol']['labels'], r['protocol']['test_images']) for r in results.values()}) == 1
+    sizes = {(r['protocol']['labels'], r['protocol']['test_images']) for r in results.values()}
+    assert len(sizes) == 1 and len({r['data']['fingerprint'] for r in results.values()}) == 1
     assert 'classifier' not in results['random'] and results['l']['mask']['balanced_accuracy'] is None
 
 
@@ -144,11 +149,11 @@ def test_a_shared_autoencoder_of_another_kind_is_refused(copy, photos, tmp_path,
     if part == 'recipe': command = changed(command, recipe=other_recipe(tmp_path, ae_epochs=2.))
     if part == 'images':
         shutil.copytree(photos, tmp_path/'photos')
-        (tmp_path/'photos/train/red/0.png').unlink()
+        (tmp_path/'photos/train/red/00.png').unlink()
         command = changed(command, data=tmp_path/'photos')
     if part == 'damaged': (out/'autoencoder-2x2-0/run.json').write_text('{')
-    says = dict(recipe='autoencoder-2x2-0: made with another recipe: ae_epochs (1.0, now 2.0)', images='autoencoder-2x2-0: made with other training images',
-                damaged='autoencoder-2x2-0: damaged')[part]
+    says = dict(recipe='autoencoder-2x2-0: made with another recipe: ae_epochs (1.0, now 2.0)',
+                images='autoencoder-2x2-0: made with other training images', damaged='autoencoder-2x2-0: damaged')[part]
     err = refused(changed(command, rows='baseline'), capsys)
     assert says in err and 'Choose another --out, or delete' in err and not (out/'baseline-0.json').exists()
 
@@ -162,11 +167,13 @@ def test_a_stopped_row_does_not_go_on_under_another_recipe(copy, tmp_path, capsy
     assert not (out/'baseline-0.json').exists()
 
 
-def test_what_a_row_says_of_itself_is_what_was_trained(finished):
+def test_an_identity_is_what_was_trained(finished):
     out, _ = finished
     for r in load_results(out):
-        assert r['recipe'] == r['identity']['recipe'] and (r['identity']['row'], r['identity']['seed'], r['identity']['protocol']) == (r['row'], r['seed'], PROTOCOL)
-        assert r['identity']['train'] == r['data']['fingerprint'] and r['identity']['head_epochs'] == r['protocol']['head_epochs'] == 1
+        me = r['identity']
+        assert r['recipe'] == me['recipe'] and me['protocol'] == PROTOCOL
+        assert (me['row'], me['seed']) == (r['row'], r['seed'])
+        assert me['train'] == r['data']['fingerprint'] and me['head_epochs'] == r['protocol']['head_epochs'] == 1
         if r['row'] in ROWS: assert r['recipe'] == json.loads((out/f'{r["row"]}-0/recipe.json').read_text())
     assert len({json.dumps({k: r['identity'][k] for k in ablations.SHARED}) for r in load_results(out)}) == 1
 
@@ -174,7 +181,7 @@ def test_what_a_row_says_of_itself_is_what_was_trained(finished):
 def test_another_test_set_is_refused(copy, photos, tmp_path, capsys):
     out, command = copy
     shutil.copytree(photos, tmp_path/'photos')
-    (tmp_path/'photos/test/red/0.png').unlink()
+    (tmp_path/'photos/test/red/00.png').unlink()
     assert 'made with other test images' in refused(changed(command, data=tmp_path/'photos', rows='baseline'), capsys)
 
 
@@ -191,8 +198,9 @@ def test_a_row_that_is_named_twice_is_one_row(copy, capsys):
     for f in out.glob('*-*.json'):
         if f.name != 'a-0.json': f.unlink()
     main(changed(command, rows=' a,a'))
-    said = capsys.readouterr().out
-    assert said.count('a: Input image as real, seed 0') == 1 and '±' not in said and '| a | Input image as real | 74.99 | 1 |' in said
+    printed = capsys.readouterr().out
+    assert printed.count('a: Input image as real, seed 0') == 1 and '±' not in printed
+    assert '| a | Input image as real | 74.99 | 1 |' in printed
 
 
 def test_a_later_seed_is_added(copy, capsys):
@@ -207,26 +215,30 @@ def test_a_later_seed_is_added(copy, capsys):
 def test_a_later_seed_sees_the_same_images_where_none_are_for_testing(photos, tmp_path, capsys):
     recipe = tmp_path/'recipe.json'
     Recipe.small(32, ae_width=.1, bf16=False, batch=16, ae_epochs=1.).save(recipe)
-    command = ['ablate', '--data', str(photos/'train'), '--recipe', str(recipe), '--out', str(tmp_path/'out'), '--rows', 'random', *SMALL]
+    command = ['ablate', '--data', str(photos/'train'), '--recipe', str(recipe), '--out', str(tmp_path/'out'),
+               '--rows', 'random', *SMALL]
     for seed in 0, 1: main([*command, '--seed', str(seed)])
     assert [r['seed'] for r in load_results(tmp_path/'out')] == [0, 1, 2, 3]
 
 
-FOREIGN = {'notes-2.json': '{"my": "notes"}', 'list-1.json': '[1, 2]', 'cut-0.json': '{"row": "a", "se', 'deep-0.json': '['*100_000, 'bytes-0.json': b'\xff\xfe\x00'}
+FOREIGN = {'notes-2.json': b'{"my": "notes"}', 'list-1.json': b'[1, 2]', 'cut-0.json': b'{"row": "a", "se',
+           'deep-0.json': b'['*100_000, 'bytes-0.json': b'\xff\xfe\x00'}
 
 
 def test_files_that_are_not_ours_are_left_out_and_named_in_one_line(copy, capsys):
     out, command = copy
-    for name, text in FOREIGN.items(): (out/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    for name, content in FOREIGN.items(): (out/name).write_bytes(content)
     shutil.copy(out/'a-0.json', out/'a-0 (copy)-1.json')
     (out/'folder-1.json').mkdir()
     main(changed(command, rows='baseline'))
     err = capsys.readouterr().err
-    assert err.count('\n') == 1 and all(name in err for name in [*FOREIGN, 'a-0 (copy)-1.json', 'folder-1.json']) and 'no results of ablate' in err
+    assert err.count('\n') == 1 and 'no results of ablate' in err
+    assert all(name in err for name in [*FOREIGN, 'a-0 (copy)-1.json', 'folder-1.json'])
 
 
-@pytest.mark.parametrize('change', [dict(probe={}), dict(accuracy='high'), dict(accuracy=float('nan')), dict(accuracy=None), dict(seed=1), dict(seed='0'), dict(row=['baseline']),
-                                    dict(mask=3), dict(seconds=9)], ids=repr)
+@pytest.mark.parametrize('change', [
+    dict(probe={}), dict(accuracy='high'), dict(accuracy=float('nan')), dict(accuracy=None), dict(seed=1),
+    dict(seed='0'), dict(row=['baseline']), dict(mask=3), dict(seconds=9)], ids=repr)
 def test_a_damaged_result_is_not_read(finished, tmp_path, change):
     r = json.loads((finished[0]/'baseline-0.json').read_text())
     file = tmp_path/'baseline-0.json'
@@ -248,10 +260,11 @@ def test_a_damaged_result_hurts_no_other_row_and_is_not_overwritten(copy, capsys
 
 def test_a_result_of_an_earlier_version_is_not_mixed_with_ours(copy, capsys):
     out, command = copy
-    for f in out.glob('*-*.json'):
-        if f.name == 'a-0.json': f.write_text(json.dumps({k: v for k, v in json.loads(f.read_text()).items() if k != 'identity'}))
+    old = json.loads((out/'a-0.json').read_text())
+    del old['identity']
+    (out/'a-0.json').write_text(json.dumps(old))
     assert 'a-0.json: made with another measurement (None, now 2)' in refused(changed(command, rows='k'), capsys)
-    with pytest.raises(data.RunError, match='made with'): load_results(out)
+    with pytest.raises(RunError, match='made with'): load_results(out)
     for f in out.glob('*-*.json'):
         if f.name != 'a-0.json': f.unlink()
     assert [r['row'] for r in load_results(out)] == ['a']               # by itself it can be read
@@ -259,9 +272,9 @@ def test_a_result_of_an_earlier_version_is_not_mixed_with_ours(copy, capsys):
 
 def test_controls_alone(copy, tmp_path, capsys):
     out, command = copy
-    main([word if word != str(out) else str(tmp_path/'controls') for word in changed(command, rows='random,supervised')])
-    said = capsys.readouterr().out
-    assert '| random | Random initialisation |  | 3 |' in said and 'table.md, table.csv, plot.png and one' in said
+    main(changed(command, rows='random,supervised', out=tmp_path/'controls'))
+    printed = capsys.readouterr().out
+    assert '| random | Random initialisation |  | 3 |' in printed and 'table.md, table.csv, plot.png and one' in printed
     assert not (tmp_path/'controls/renderings.png').exists()
 
 
@@ -270,7 +283,7 @@ def test_random_networks_are_three_and_calibrated(finished):
     assert len({r['accuracy'] for r in results}) > 1
     rows = {r['row']: r for r in table_rows(results)}
     assert all(rows[name]['seeds'] == 3 and rows[name]['sd'] is not None for name in ('random', 'rescaled'))
-    base, images = Recipe.small(32, width=.1, ae_width=.1), data.toy_images(40, 32, cache=False)
+    base, images = Recipe.small(32, width=.1, ae_width=.1), toy_images(40, 32, cache=False)
     networks = [ablations.control(name, base, images, 40, 'cpu', False)[0] for name in ('random', 'rescaled')]
     means = [b for C in networks for name, b in C.named_buffers() if name.endswith('running_mean')]
     assert len(means) >= 2 and all(m.abs().max() > 0 for m in means)
@@ -280,10 +293,11 @@ def test_random_networks_are_three_and_calibrated(finished):
 def test_from_the_disk_it_is_the_same(finished, photos, tmp_path, monkeypatch):
     out, command = finished
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    monkeypatch.setattr('spot_artifacts.folders.free_memory', lambda: 0)
+    monkeypatch.setattr(folders, 'free_memory', lambda: 0)
     main([str(tmp_path/'disk' if word == out else word) for word in command] + ['--rows', 'baseline,random'])
     assert len(list((tmp_path/'cache/spot_artifacts').glob('*.bytes'))) == 2
-    found, wanted = ({(r['row'], r['seed']): (r['accuracy'], r['probe']) for r in load_results(folder)} for folder in (tmp_path/'disk', out))
+    def scores(folder): return {(r['row'], r['seed']): (r['accuracy'], r['probe']) for r in load_results(folder)}
+    found, wanted = scores(tmp_path/'disk'), scores(out)
     assert found == {k: wanted[k] for k in found} and (tmp_path/'disk/renderings.png').exists()
 
 
@@ -292,11 +306,12 @@ def test_two_in_one_folder(copy, capsys):
     with ablations.alone_in(out):
         code = f'import sys; from spot_artifacts.cli import main; main({command!r})'
         other = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-        assert other.returncode == 1 and 'another ablate is at work there' in other.stderr and other.stderr.count('\n') == 1
+        assert other.returncode == 1 and other.stderr.count('\n') == 1
+        assert 'another ablate is at work there' in other.stderr
     main(changed(command, rows='k'))
 
 
-def test_heads_are_trained_to_a_plateau_unless_told_otherwise(monkeypatch, finished):
+def test_heads_are_trained_to_a_plateau_unless_epochs_are_given(monkeypatch, finished):
     asked = []
     class Enough(Exception): pass
     def classify(C, train, test, recipe, epochs, **how):
@@ -306,5 +321,5 @@ def test_heads_are_trained_to_a_plateau_unless_told_otherwise(monkeypatch, finis
     out, command = finished
     without = [str(word) for i, word in enumerate(command) if word != '--epochs' and command[i - 1] != '--epochs']
     for words in without, [str(word) for word in command]:
-        with pytest.raises(Enough): main([word if word != str(out) else str(out.parent/'new') for word in words] + ['--rows', 'random'])
+        with pytest.raises(Enough): main(changed(words, rows='random', out=out.parent/'new'))
     assert asked == [None, 1]
