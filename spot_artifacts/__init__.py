@@ -14,7 +14,7 @@ _HOME = {name: module for module, names in {
     'runs': ['load_weights'],
     'pretraining': ['pretrain', 'measure'],
     'visualize': ['spot'],
-    'transfer.probes': ['probe', 'knn_probe'],
+    'transfer.probes': ['probe', 'knn_probe', 'as_frame'],
     'transfer.finetune': ['classify', 'transfer_body', 'transfer_model', 'transfer_groups'],
     'transfer.compare': ['compare', 'few_labels'],
     'ablations': ['ablate'],
