@@ -23,7 +23,7 @@ def test_killed_and_resumed_is_left_alone():
 
 
 def test_two_processes_with_one_seed(tmp_path, root):
-    photos = soak.paint(tmp_path/'photos', 12)
+    photos = soak.write_images(tmp_path/'photos', 12)
     for name, order in (('a', '1'), ('b', '2')):
         words = ['pretrain', '--images', photos, '--out', tmp_path/name, '--seed', 5, '--size', 32, '--width', .05,
                  '--batch', 8, '--epochs', 1, '--device', 'cpu']
