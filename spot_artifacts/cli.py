@@ -4,14 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'PROTOCOLS', 'DIR', 'RUN', 'RECIPE', 'FILE', 'NEW_DIR', 'NEW_FILE', 'PROTOCOL', 'IMAGES', 'TEXT', 'ROWS',
-           'PX', 'WIDTH', 'BATCH', 'COUNT', 'LABELS', 'EPOCHS', 'SEED', 'EXCLUSIVE', 'DEMO', 'COMMANDS', 'printable',
-           'one_line', 'Parser', 'number', 'a_path', 'Word', 'add_options', 'pick_device', 'next_free', 'claim',
-           'check_out', 'pick_recipe', 'in_steps', 'stopped_with', 'timed', 'begun', 'check_new', 'check_same',
-           'cmd_pretrain', 'judge_run', 'in_words', 'labelled', 'few_labels_rows', 'over_draws', 'measures',
-           'measure_features', 'means', 'probe_table', 'default_out', 'write_results', 'cmd_probe', 'cmd_stl10',
-           'Verdicts', 'cmd_spot', 'save_figure', 'demo', 'cmd_demo', 'run_and_images', 'cmd_figures', 'cmd_game',
-           'cmd_ablate', 'show_ablations', 'cmd_bench', 'cmd_info', 'parser', 'explain', 'prepare_streams',
-           'drop_output', 'on_ctrl_c', 'drop_stray_launcher', 'main']
+           'PX', 'WIDTH', 'BATCH', 'COUNT', 'LABELS', 'EPOCHS', 'SEED', 'COMMANDS', 'Parser', 'number', 'a_path',
+           'Word', 'next_free', 'claim', 'stopped_with', 'timed', 'begun', 'check_new', 'check_same', 'labelled',
+           'over_draws', 'measures', 'measure_features', 'means', 'probe_table', 'default_out', 'write_results',
+           'Verdicts', 'demo', 'parser', 'explain', 'prepare_streams', 'drop_output', 'on_ctrl_c', 'main']
 
 # %% ../nbs/60_cli.ipynb #2d7ed0b4
 import argparse, codecs, os, signal, sys, tempfile

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['sha256_of', 'ImageSet', 'in_batches', 'enough', 'random_order', 'random_subset', 'random_split', 'show_grid',
-           'to_float', 'warp', 'Augment', 'scale_saturation', 'ReleasedAugment', 'CentralCrop', 'shuffled_batches',
-           'TensorDL', 'spot_dls']
+           'to_float', 'warp', 'Augment', 'ReleasedAugment', 'CentralCrop', 'shuffled_batches', 'TensorDL', 'spot_dls']
 
 # %% ../nbs/01_data.ipynb #ee4c42fd
 import hashlib, math
