@@ -8,7 +8,7 @@ __all__ = ['Row', 'ROWS', 'CONTROLS', 'PROTOCOL', 'SHARED', 'PROBE', 'row_recipe
            'renderings', 'kept_networks']
 
 # %% ../nbs/50_ablations.ipynb #3653c4b4
-import csv, io, json, sys
+import csv, io, json, sys, warnings
 from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -355,12 +355,14 @@ def agreement(
     seed=0          # of its draws
 )->dict:            # rho, low and high end of the 95 % interval, number of rows
     "Spearman's rank correlation with the paper's Table 1, and a bootstrap interval over rows."
-    from scipy.stats import bootstrap, spearmanr
+    from scipy.stats import bootstrap, DegenerateDataWarning, spearmanr
     both = np.array([(r['paper'], r[key]) for r in rows if r['paper'] is not None]).T                 # (2, rows)
     if both.size < 6: raise SpotError('A ranking needs three rows or more. Give more --rows.')
-    def rho(a, b): return spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else np.nan           # no ranks, no rho
-    found = bootstrap(both, rho, n_resamples=draws, paired=True, vectorized=False, method='percentile',
-                      random_state=seed)
+    def rho(a, b): return spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else np.nan     # no ranks, no rho
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DegenerateDataWarning)                  # a draw of one row, again and again
+        found = bootstrap(both, rho, n_resamples=draws, paired=True, vectorized=False, method='percentile',
+                          random_state=seed)
     low, high = np.nanpercentile(found.bootstrap_distribution, (2.5, 97.5))
     return dict(rho=float(rho(*both)), low=float(low), high=float(high), rows=both.shape[1])
 

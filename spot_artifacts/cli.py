@@ -779,7 +779,8 @@ def cmd_bench(
     from spot_artifacts.core import SpotError, write_json
     try: from spot_artifacts.speed import NAMES, bench, bench_figure
     except ModuleNotFoundError:
-        raise SpotError('bench: the benchmark is not installed with the library. Run it in a clone of the repository.') from None
+        raise SpotError('bench: the benchmark is not installed with the library. '
+                        'Run it in a clone of the repository.') from None
     check_out(out, folder=False)
     if Path(out).suffix == '.png': raise SpotError(f'{out}: the picture has this name. Name a JSON file.')
     found = bench(pick_recipe(recipe, size, width, batch), pick_device(device), say=partial(print, flush=True))

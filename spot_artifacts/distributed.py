@@ -35,7 +35,7 @@ class DataParallel(Callback):
     def after_fit(self): self.learn.model = self.model.module
 
 def sync_norms(players, device): # any module; where it is
-    "With several GPUs, batch norm over the images of all. `SyncBatchNorm` refuses a CPU: there each process has its own."
+    "With several GPUs, batch norm over the images of all; on CPUs, which `SyncBatchNorm` refuses, each has its own."
     several = world_size() > 1 and torch.device(device).type == 'cuda'
     return nn.SyncBatchNorm.convert_sync_batchnorm(players) if several else players
 

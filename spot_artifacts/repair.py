@@ -51,7 +51,7 @@ class RepairBlock(nn.Module):
 class RepairedDecoder(nn.Module):
     "D-hat: the layers of a decoder with repair blocks before them (eq. 1 and 2)."
     def __init__(self,
-                 decoder,               # a `Decoder`, shared and not copied: whoever trains R freezes it
+                 decoder,               # a `Decoder`, shared and not copied: train R with the decoder frozen
                  where='distributed',   # 'distributed': one block before each layer; 'local': all before D1; or 'none'
                  blocks=None,           # how many blocks; None: as many as the decoder has layers; not used by 'none'
                  slope=.1,              # leaky ReLU's slope in the blocks

@@ -186,7 +186,8 @@ NOT_BEGUN = ('recipe.json', '.lock')      # what a run leaves that was killed be
 def free_folder(out): # a path
     "`out` as a Path. RunError if something is there already."
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(f.name not in NOT_BEGUN and not is_temporary(f) for f in out.iterdir())):
+    def counts(f): return f.name not in NOT_BEGUN and not is_temporary(f)
+    if out.exists() and (not out.is_dir() or any(map(counts, out.iterdir()))):
         raise RunError(f'{out}: exists already. Continue it with --resume, or choose another --out.')
     return out
 
@@ -242,7 +243,7 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
         out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
         if not resume:
-            if not rank(): free_folder(out)             # nobody was faster
+            if not rank(): free_folder(out)             # another start may have been faster
             recipe.save(out/'recipe.json')
             write_json(out/'run.json', about)
         yield out, recipe, data

@@ -71,12 +71,12 @@ def test_two_commands_at_once_get_a_name_each(tmp_path):
 
 
 def test_spot_keeps_what_it_has(run, photos, tmp_path, monkeypatch, fails):
-    judge, calls = visualize.spot_artifacts, []
+    judge, calls = visualize.spot, []
     def stop_at_the_third(*args):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
         return judge(*args)
-    monkeypatch.setattr(visualize, 'spot_artifacts', stop_at_the_third)
+    monkeypatch.setattr(visualize, 'spot', stop_at_the_third)
     files = sorted(photos.rglob('*.png'))[:4]
     fails('spot', '--weights', run, '--out', tmp_path/'spotted', '--device', 'cpu', *files, status=130,
           says=['stopped', f'{tmp_path}/spotted has the verdicts so far'])

@@ -92,5 +92,6 @@ def test_help_beside_the_newest_is_the_same(root, installed, tmp_path, monkeypat
 
 
 def test_the_benchmark_asks_for_a_clone(installed, tmp_path):
-    done = subprocess.run([installed/'spot-artifacts', 'bench'], cwd=tmp_path, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    done = subprocess.run([installed/'spot-artifacts', 'bench'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and 'in a clone of the repository' in done.stderr and not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ __all__ = ['train_on_labels', 'words_of', 'supervised', 'probe_sgd', 'transfer_b
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from time import perf_counter
 
 # %% ../../nbs/31_finetune.ipynb #da1555a3
@@ -371,8 +372,8 @@ def export_onnx(
     bn='fold'       # see `transfer_body`
 ):
     "Writes an ONNX file: `images` (any number, 3, size, size) in [-1, 1] to `conv1` ... `conv5`."
-    try: import onnx, onnxscript
-    except ImportError: raise SpotError('ONNX export needs two more packages: pip install onnx onnxscript') from None
+    if not find_spec('onnx') or not find_spec('onnxscript'):
+        raise SpotError('ONNX export needs two more packages: pip install onnx onnxscript')
     model = _AllLayers(transfer_body(as_network(discriminator), bn).cpu()).eval()
     torch.onnx.export(model, (torch.zeros(2, 3, size, size),), str(file),
                       input_names=['images'], output_names=list(LAYERS),

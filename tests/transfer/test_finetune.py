@@ -1,7 +1,7 @@
 "Training on labels, heads and fine-tuning: what takes longer, or needs more, than notebook 31 should."
 import json, sys
 
-import fastai.callback.schedule
+import fastai.callback.schedule  # noqa: F401 (adds fine_tune to a Learner)
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner

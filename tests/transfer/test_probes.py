@@ -171,7 +171,7 @@ def test_knn_in_chunks_is_the_same():
     whole = knn(x, y, xt)
     assert len(whole) == len(xt) and whole.dtype == int
     for part in slice(-7, None), slice(9): assert (whole[part] == knn(x, y, xt[part])).all()
-    assert knn(x, y, xt[:5], k=100, temperature=1e-3).shape == (5,), 'more neighbours than images, and a cold temperature'
+    assert knn(x, y, xt[:5], k=100, temperature=1e-3).shape == (5,), 'more neighbours than images, and cold'
 
 
 def test_monitor_adds_a_column(sets, tmp_path):
