@@ -3,7 +3,7 @@ import json
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np, pytest, torch
+import numpy as np, pytest
 from networks import SMALL
 
 from spot_artifacts.cli import PROTOCOLS, main, measure_features
