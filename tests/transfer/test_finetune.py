@@ -1,7 +1,7 @@
 "Training on labels, heads and fine-tuning: what takes longer, or needs more, than notebook 31 should."
 import json, sys
 
-import fastai.callback.schedule
+import fastai.callback.schedule  # noqa: F401  (gives a Learner its fine_tune)
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -73,7 +73,9 @@ def test_classify_names_what_is_wrong(net, sets):
 class OneLayer(nn.Module):
     "conv3 alone."
     layer_names = ('conv3',)
-    def __init__(self, net): super().__init__(); self.net = net
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
     def forward_layers(self, x): return [self.net.forward_layers(x)[2]]
 
 

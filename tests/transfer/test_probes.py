@@ -143,7 +143,8 @@ def test_rescaling_keeps_what_a_body_computes(net, sets):
 
 def test_a_filter_that_never_varies_stays_finite(net, sets):
     with torch.no_grad(): net.backbone.conv2.conv.weight[0] = 0
-    for keep in False, True: assert all(p.isfinite().all() for p in rescale(net, sets[0], n=50, keep=keep).parameters())
+    for keep in False, True:
+        assert all(p.isfinite().all() for p in rescale(net, sets[0], n=50, keep=keep).parameters())
 
 
 # ---- nearest neighbours
@@ -171,7 +172,8 @@ def test_knn_in_chunks_is_the_same():
     whole = knn(x, y, xt)
     assert len(whole) == len(xt) and whole.dtype == int
     for part in slice(-7, None), slice(9): assert (whole[part] == knn(x, y, xt[part])).all()
-    assert knn(x, y, xt[:5], k=100, temperature=1e-3).shape == (5,), 'more neighbours than images, and a cold temperature'
+    few = knn(x, y, xt[:5], k=100, temperature=1e-3)
+    assert few.shape == (5,), 'more neighbours than images, and a low temperature'
 
 
 def test_monitor_adds_a_column(sets, tmp_path):
