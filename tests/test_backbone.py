@@ -27,7 +27,7 @@ class Small(nn.Module):
 
 
 class Tokens(Small):
-    "As a vision transformer: (N, places, channels)."
+    "Like a vision transformer: (N, places, channels)."
     def forward_features(self, x): return self.stem(x).flatten(2).transpose(1, 2)
 
 
@@ -37,11 +37,13 @@ def resnet(): return TorchvisionBackbone(torchvision.models.resnet18())
 def one_step(net, size=64, layers=3):
     "C's two losses on random images, backward; the mask's side."
     torch.manual_seed(0)
-    C, x, mask = Discriminator(size, layers, .1, backbone=net), torch.rand(8, 3, size, size)*2 - 1, draw_mask(4, size//2**layers, .5)
+    C, x = Discriminator(size, layers, .1, backbone=net), torch.rand(8, 3, size, size)*2 - 1
+    mask = draw_mask(4, size//2**layers, .5)
     score, logits = C(x)
     (class_loss(score[:4], score[4:]) + mask_loss(logits[4:], mask)).backward()
     assert all(p.grad.isfinite().all() for p in C.parameters() if p.grad is not None)
-    for part in net, C.mask_head, C.class_head: assert any(p.grad is not None and p.grad.norm() > 0 for p in part.parameters())
+    for part in net, C.mask_head, C.class_head:
+        assert any(p.grad is not None and p.grad.norm() > 0 for p in part.parameters())
     assert score.shape == (8,)
     return logits.shape[-1]
 
@@ -65,7 +67,8 @@ def test_layers_of_a_torchvision_network():
     assert (net.layer_names, net.num_features) == (('layer1', 'layer3'), 256)
     assert [tuple(h.shape[1:]) for h in net.forward_layers(x)] == [(64, 16, 16), (256, 4, 4)]
     assert net.forward_layers(x)[-1].equal(net.forward_features(x))
-    assert not any('layer4' in name for name, _ in net.named_parameters()), 'what comes after the feature should be left out'
+    after = [name for name, _ in net.named_parameters() if 'layer4' in name]
+    assert not after, 'what comes after the feature should be left out'
 
 
 def test_building_it_changes_no_statistics():
@@ -84,13 +87,13 @@ def test_a_backbone_keeps_its_weights_and_constants():
         assert {(m.eps, m.momentum) for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {(1e-5, .1)}
 
 
-def test_what_is_no_backbone():
+def test_what_is_not_a_backbone():
     with pytest.raises(SpotError, match='ResNet has no num_features, see TorchvisionBackbone'):
         Discriminator(64, 3, backbone=torchvision.models.resnet18())
     with pytest.raises(SpotError, match=r'Tokens gives \(8, 256, 24\).*\(N, 24, h, w\)'): one_step(Tokens())
 
 
-def test_first_weights_are_a_seed_s():
+def test_a_seed_fixes_the_first_weights():
     nets = []
     for _ in range(2):
         torch.manual_seed(3)

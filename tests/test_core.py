@@ -18,7 +18,8 @@ def test_a_write_that_fails_changes_nothing(tmp_path, error):
     def write(tmp):
         tmp.write_text('half')
         raise error
-    with pytest.raises(DiskError, match='a.json: could not be written') as e: atomic_write(file, write, older=tmp_path/'older')
+    with pytest.raises(DiskError, match='a.json: could not be written') as e:
+        atomic_write(file, write, older=tmp_path/'older')
     assert '\n' not in str(e.value) and names(tmp_path) == ['a.json'] and file.read_text() == '"good"\n'
 
 
@@ -28,7 +29,7 @@ def test_an_error_of_another_kind_passes_and_leaves_no_file(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_no_folder_is_a_line(tmp_path):
+def test_a_missing_folder_is_one_line(tmp_path):
     with pytest.raises(DiskError, match='No such file or directory'): write_json(tmp_path/'missing'/'a.json', 1)
 
 
@@ -52,24 +53,25 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('mask', [0o022, 0o077, 0o002])
-def test_rights_are_those_of_any_new_file(tmp_path, mask):
+def test_permissions_are_those_of_any_new_file(tmp_path, mask):
     before = os.umask(mask)
     try:
         write_json(tmp_path/'a.json', 1)
         with new_file(tmp_path/'private', 0o600) as f: f.write(b'x')
         (tmp_path/'plain').touch()
     finally: os.umask(before)
-    rights = {f.name: stat.S_IMODE(f.stat().st_mode) for f in tmp_path.iterdir()}
-    assert rights['a.json'] == rights['plain'] and rights['private'] == 0o600
+    modes = {f.name: stat.S_IMODE(f.stat().st_mode) for f in tmp_path.iterdir()}
+    assert modes['a.json'] == modes['plain'] and modes['private'] == 0o600
 
 
 def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path):
-    for name in TEMPORARY, '.b.json.0123456789abcdef.tmp', 'a.json.tmp', '.a.json.swp', '.a.json.notes.tmp': (tmp_path/name).touch()
+    others = ['.b.json.0123456789abcdef.tmp', 'a.json.tmp', '.a.json.swp', '.a.json.notes.tmp']
+    for name in TEMPORARY, *others: (tmp_path/name).touch()
     with new_file(tmp_path/'a.json'):
         write_json(tmp_path/'a.json', 1)
         assert len(names(tmp_path)) == 6                        # the open one, a.json, and four that are not ours
         assert TEMPORARY not in names(tmp_path)
-    assert names(tmp_path) == sorted(['a.json', '.b.json.0123456789abcdef.tmp', 'a.json.tmp', '.a.json.swp', '.a.json.notes.tmp'])
+    assert names(tmp_path) == sorted(['a.json', *others])
 
 
 def test_a_killed_process_frees_its_file(tmp_path):
@@ -82,7 +84,8 @@ with new_file({str(tmp_path/"a.json")!r}) as f: os.kill(os.getpid(), signal.SIGK
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
-    for name, value in dict(RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', MASTER_ADDR='localhost').items(): monkeypatch.setenv(name, value)
+    second = dict(RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', MASTER_ADDR='localhost')
+    for name, value in second.items(): monkeypatch.setenv(name, value)
     write_json(tmp_path/'a.json', 1)
     assert names(tmp_path) == []
 
@@ -105,12 +108,15 @@ MEMINFO = {'proc/meminfo': 'MemTotal: 9000 kB\nMemFree: 5 kB\nMemAvailable: 1000
     ({}, 1_024_000),
     ({'proc/self/cgroup': '0::/\n'}, 1_024_000),
     ({'proc/self/cgroup': 'damaged'}, 1_024_000),
-    ({'proc/self/cgroup': '0::/\n', 'sys/fs/cgroup/memory.max': 'max\n', 'sys/fs/cgroup/memory.current': '5\n'}, 1_024_000),
+    ({'proc/self/cgroup': '0::/\n', 'sys/fs/cgroup/memory.max': 'max\n',
+      'sys/fs/cgroup/memory.current': '5\n'}, 1_024_000),
     ({'proc/self/cgroup': '0::/a/b\n', 'sys/fs/cgroup/a/memory.max': '900\n', 'sys/fs/cgroup/a/memory.current': '500\n',
       'sys/fs/cgroup/a/memory.stat': 'inactive_file 40\n', 'sys/fs/cgroup/a/b/memory.max': '9000\n',
       'sys/fs/cgroup/a/b/memory.current': '500\n', 'sys/fs/cgroup/a/b/memory.stat': ''}, 440),
-    ({'proc/self/cgroup': '7:cpu,memory:/x\n1:name=systemd:/\n0::/\n', 'sys/fs/cgroup/memory/x/memory.limit_in_bytes': '700\n',
-      'sys/fs/cgroup/memory/x/memory.usage_in_bytes': '600\n', 'sys/fs/cgroup/memory/x/memory.stat': 'total_inactive_file 11\n'}, 111),
+    ({'proc/self/cgroup': '7:cpu,memory:/x\n1:name=systemd:/\n0::/\n',
+      'sys/fs/cgroup/memory/x/memory.limit_in_bytes': '700\n',
+      'sys/fs/cgroup/memory/x/memory.usage_in_bytes': '600\n',
+      'sys/fs/cgroup/memory/x/memory.stat': 'total_inactive_file 11\n'}, 111),
     ({'proc/self/cgroup': '7:memory:/docker/of/the/host\n', 'sys/fs/cgroup/memory/memory.limit_in_bytes': '700\n',
       'sys/fs/cgroup/memory/memory.usage_in_bytes': '900\n', 'sys/fs/cgroup/memory/memory.stat': ''}, 0),
 ])
@@ -123,7 +129,8 @@ def test_free_memory_without_meminfo(tmp_path):
     assert free_memory(tmp_path) is None
     put(tmp_path, {'proc/meminfo': 'MemTotal: 9000 kB\n', 'proc/self/cgroup': '0::/\n'})
     assert free_memory(tmp_path) is None
-    put(tmp_path, {'sys/fs/cgroup/memory.max': '700', 'sys/fs/cgroup/memory.current': '100', 'sys/fs/cgroup/memory.stat': ''})
+    put(tmp_path, {'sys/fs/cgroup/memory.max': '700', 'sys/fs/cgroup/memory.current': '100',
+                   'sys/fs/cgroup/memory.stat': ''})
     assert free_memory(tmp_path) == 600
 
 

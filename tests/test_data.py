@@ -23,7 +23,8 @@ def mapped(data, tmp_path):
 def same_memory(a, b): return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-PARTS = [slice(None), slice(3, 30), slice(1, 40, 7), torch.tensor([5, 0, 5]), torch.arange(40) % 3 == 1, torch.tensor([]).long()]
+PARTS = [slice(None), slice(3, 30), slice(1, 40, 7), torch.tensor([5, 0, 5]), torch.arange(40) % 3 == 1,
+         torch.tensor([]).long()]
 
 
 @pytest.mark.parametrize('i', PARTS, ids=str)
@@ -42,7 +43,8 @@ def test_a_part_of_a_part(data, mapped, i, j):
 def test_a_split_copies_nothing(data, mapped):
     for whole in data, mapped:
         parts = random_split(whole, .2)
-        assert all(same_memory(part.store, whole.store) for part in (*parts, *random_split(parts[0]), random_subset(parts[1], 3)))
+        smaller = *random_split(parts[0]), random_subset(parts[1], 3)
+        assert all(same_memory(part.store, whole.store) for part in (*parts, *smaller))
         assert torch.cat([part.rows for part in parts]).sort()[0].tolist() == list(range(40))
 
 
@@ -64,22 +66,26 @@ def test_pixels_reads_what_is_asked_for(data):
     assert [len(x) for x in in_batches(part, 16)] == [len(x) for x in in_batches(data.images, 16)] == [16, 16, 8]
 
 
-@pytest.mark.parametrize('images', [torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8),
-                                    torch.zeros(2, 3, 8, 9, dtype=torch.uint8)], ids=lambda t: f'{t.dtype}{tuple(t.shape)}')
-def test_what_is_no_set_of_images(images):
+def blank(*shape): return torch.zeros(shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize('images', [torch.zeros(2, 3, 8, 8), blank(2, 8, 8, 3), blank(3, 8, 8), blank(2, 3, 8, 9)],
+                         ids=lambda t: f'{t.dtype}{tuple(t.shape)}')
+def test_what_is_not_a_set_of_images(images):
     with pytest.raises(ImagesError, match='Give uint8'): ImageSet(images)
 
 
 def test_images_stay_off_a_gpu_that_is_too_small(monkeypatch):
-    images = ImageSet(torch.zeros(10, 3, 8, 8, dtype=torch.uint8))
+    images = ImageSet(blank(10, 3, 8, 8))
     for free, fits in (10_000, True), (3000, False):
         monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free, 10_000))
         assert data_module._fits(images, torch.device('cuda')) is fits
     assert data_module._fits(images[:3], torch.device('cuda')) is True
 
 
-def test_lowest_floor_is_light():
-    code = 'import sys, spot_artifacts.data as d; print([m for m in ("fastai", "torchvision", "matplotlib") if m in sys.modules])'
+def test_the_data_module_imports_no_heavy_library():
+    code = """import sys, spot_artifacts.data
+print([m for m in ("fastai", "torchvision", "matplotlib") if m in sys.modules])"""
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'
 
 

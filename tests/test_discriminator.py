@@ -9,10 +9,11 @@ from spot_artifacts.discriminator import Discriminator
 
 
 def as_before():
-    "The state of C as it was drawn before the backbone had a module of its own: all layers by torch, then all by Kaiming."
+    "The state of C as drawn before the backbone had its own module: all layers by torch, then all by Kaiming."
     torch.manual_seed(0)
     net = AlexNet(.25, 2)
-    parts = [*net.children(), nn.Conv2d(net.num_features, 1, 3), nn.Linear(net.num_features*64, 1024), nn.Linear(1024, 1)]
+    n = net.num_features
+    parts = [*net.children(), nn.Conv2d(n, 1, 3), nn.Linear(n*64, 1024), nn.Linear(1024, 1)]
     return kaiming_init(nn.Sequential(*parts)).state_dict()
 
 
@@ -25,8 +26,8 @@ def test_a_seed_gives_the_network_that_it_always_gave():
 
 def test_names_in_a_file_of_weights():
     names = set(Discriminator(64, layers=3, width=.1, bn_fc=True).state_dict())
-    assert {'backbone.conv1.conv.weight', 'backbone.conv5.norm.running_mean', 'mask_head.weight', 'class_head.fc1.weight',
-            'class_head.norm.weight', 'class_head.fc2.bias'} <= names
+    assert {'backbone.conv1.conv.weight', 'backbone.conv5.norm.running_mean', 'mask_head.weight',
+            'class_head.fc1.weight', 'class_head.norm.weight', 'class_head.fc2.bias'} <= names
     assert {n.split('.')[0] for n in names} == {'backbone', 'mask_head', 'class_head'}
 
 
@@ -49,7 +50,7 @@ def test_gradients_reach_the_image_alone_where_parameters_are_constants():
         assert all(v.equal(before[k]) for k, v in C.named_buffers())
 
 
-def test_layers_of_a_backbone_that_names_none():
+def test_layers_of_a_backbone_without_names_for_them():
     class Small(nn.Module):
         num_features = 8
         def forward_features(self, x): return x[:, :1].expand(-1, 8, -1, -1)

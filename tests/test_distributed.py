@@ -1,7 +1,7 @@
 """Several processes play one game: as many as there are GPUs, and here two on the CPU, talking by gloo.
 
-Each test starts processes as `torchrun` does, with RANK and WORLD_SIZE in the environment; the last two ask `torchrun` itself,
-and `accelerate launch`."""
+Each test starts processes as `torchrun` does, with RANK and WORLD_SIZE in the environment; the last two use
+`torchrun` itself, and `accelerate launch`."""
 import json, multiprocessing, os, socket, subprocess, sys
 from dataclasses import replace
 from unittest import mock
@@ -28,7 +28,8 @@ forks = multiprocessing.get_context('forkserver')
 forks.set_forkserver_preload(['spot_artifacts.pretraining'])
 
 # 64 images to learn from, 16 to a batch: 20 steps a phase
-RECIPE = Recipe.small(32, width=.1, ae_width=.1, ae_batch=16, batch=16, ae_epochs=5., epochs=5., bf16=False, balance=.94)
+RECIPE = Recipe.small(32, width=.1, ae_width=.1, ae_batch=16, batch=16, ae_epochs=5., epochs=5., bf16=False,
+                      balance=.94)
 
 
 def data(): return toy_images(68, 32, seed=4, cache=False)
@@ -114,7 +115,8 @@ def test_two_processes_write_one_run(tmp_path):
 
 
 def test_every_kind_of_game_is_shared(tmp_path):
-    other = replace(RECIPE, clip=.5, class_outputs=2, bn_fc=True, fakes='gan', update='alternating', ema=.9, ae_epochs=0.)
+    other = replace(RECIPE, clip=.5, class_outputs=2, bn_fc=True, fakes='gan', update='alternating', ema=.9,
+                    ae_epochs=0.)
     assert together(2, play, tmp_path/'run', other, {}) == [0, 0]
 
 
@@ -133,7 +135,7 @@ def test_a_batch_that_cannot_be_shared(tmp_path):
 
 
 def launch(out, root, *launcher):
-    "A run of two processes, begun by a launcher from the command line."
+    "A run of two processes, started by a launcher from the command line."
     photos, script = write_images(out.parent/'photos', images=data().images), out.with_suffix('.py')
     script.write_text('from spot_artifacts.cli import main; main()')
     words = f'pretrain --images {photos} --out {out} --size 32 --width 0.05 --batch 8 --steps 9 --device cpu'.split()

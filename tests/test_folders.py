@@ -16,7 +16,7 @@ CORNERS = [(220, 40, 40), (40, 200, 60), (50, 60, 210), (230, 220, 60)]    # red
 
 
 def picture(width=72, height=48):
-    "Four plain quarters, each of another colour."
+    "Four plain quarters, each of a different colour."
     small = np.array(CORNERS, dtype=np.uint8).reshape(2, 2, 3)
     return Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
 
@@ -64,7 +64,8 @@ def test_modes_keep_colours(folder, name, mode):
 def test_grey_modes(folder, mode):
     grey = np.full((48, 48), 200, dtype=np.uint8)
     grey[:, :24] = 0
-    img = Image.fromarray(grey.astype(np.uint16)*257) if mode == 'I;16' else Image.fromarray(grey).convert(mode, dither=0)
+    if mode == 'I;16': img = Image.fromarray(grey.astype(np.uint16)*257)
+    else: img = Image.fromarray(grey).convert(mode, dither=0)
     img.save(folder/'grey.png')
     left, right = quarters(load_image(folder/'grey.png', 32))[:2]
     assert left == (0, 0, 0) and right == ((255,)*3 if mode == '1' else (200,)*3)
@@ -84,7 +85,8 @@ def test_transparent_is_white(folder):
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_orientation(folder, orientation):
     T = Image.Transpose
-    undo = [None, T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_90, T.TRANSVERSE, T.ROTATE_270]
+    undo = [None, T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_90, T.TRANSVERSE,
+            T.ROTATE_270]
     img, exif = picture(), Image.Exif()
     exif[0x0112] = orientation
     if undo[orientation - 1] is not None: img = img.transpose(undo[orientation - 1])
@@ -109,7 +111,8 @@ def test_square_is_central(folder):
 def test_the_content_and_not_the_name_says_the_format(folder):
     picture().save(folder/'really png.jpg', format='PNG')
     picture().save(folder/'really gif.jpeg', format='GIF')
-    picture().save(folder/'two.jpg', format='MPO', save_all=True, append_images=[picture()], quality=95)    # some phones' JPEG
+    mpo = dict(format='MPO', save_all=True, append_images=[picture()])    # some phones' JPEG
+    picture().save(folder/'two.jpg', **mpo, quality=95)
     for name in 'really png.jpg', 'really gif.jpeg', 'two.jpg':
         assert close(quarters(load_image(folder/name, 32)), CORNERS), name
 
@@ -212,8 +215,8 @@ def test_labels_come_from_the_first_level(tmp_path):
 
 
 @pytest.mark.parametrize('what, message', [
-    ('missing', 'no such folder'), ('file.png', 'is a file'), ('empty', 'no image in it'), ('broken', 'Give other images'),
-    ('small', 'Give a smaller size')])
+    ('missing', 'no such folder'), ('file.png', 'is a file'), ('empty', 'no image in it'),
+    ('broken', 'Give other images'), ('small', 'Give a smaller size')])
 def test_nothing_to_load(tmp_path, what, message):
     for name in 'empty', 'broken', 'small': (tmp_path/name).mkdir()
     picture().save(tmp_path/'file.png')
@@ -298,16 +301,19 @@ def test_a_folder_is_the_same_by_any_path(tmp_path, monkeypatch, no_memory, caps
     assert capsys.readouterr().err.count('decoded once into') == 1
 
 
-@pytest.mark.parametrize('damage', ['empty', 'short', 'one bit', 'no note', 'note cut', 'foreign note', 'note of nothing'])
+@pytest.mark.parametrize('damage', ['empty', 'short', 'one bit', 'no note', 'note cut', 'foreign note',
+                                    'note of nothing'])
 def test_a_damaged_cache_is_made_again(tmp_path, no_memory, damage):
     folder = plain(tmp_path/'photos', 'red')
     wanted = folder_images(folder, 16).fingerprint
     [file], [note] = no_memory.glob('*.bytes'), no_memory.glob('*.json')
-    content = bytearray(file.read_bytes())
-    content[5] ^= 1
-    file.write_bytes(dict(empty=b'', short=content[:100]).get(damage, content if damage == 'one bit' else file.read_bytes()))
+    whole, text = file.read_bytes(), note.read_text()
+    flipped = bytearray(whole)
+    flipped[5] ^= 1
+    file.write_bytes({'empty': b'', 'short': flipped[:100], 'one bit': flipped}.get(damage, whole))
+    notes = {'note cut': text[:20], 'foreign note': '[[0, "x"]]', 'note of nothing': '{}'}
     if damage == 'no note': note.unlink()
-    if 'note' in damage and note.exists(): note.write_text({'note cut': note.read_text()[:20], 'foreign note': '[[0, "x"]]'}.get(damage, '{}'))
+    if damage in notes: note.write_text(notes[damage])
     for _ in range(2): assert folder_images(folder, 16).fingerprint == wanted
     assert sorted(f.suffix for f in no_memory.iterdir()) == ['.bytes', '.json']
 
@@ -361,8 +367,11 @@ def test_what_a_killed_run_left_half_decoded_is_removed(tmp_path, no_memory):
 
 def test_two_processes_decode_one_folder(tmp_path, no_memory):
     folder = plain(tmp_path/'photos', 'red', 40)
-    code = f'from spot_artifacts import folders; folders.free_memory = lambda: 0; print(folders.folder_images({str(folder)!r}, 16).fingerprint)'
-    running = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    code = f'''from spot_artifacts import folders
+folders.free_memory = lambda: 0
+print(folders.folder_images({str(folder)!r}, 16).fingerprint)'''
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = [subprocess.Popen([sys.executable, '-c', code], **pipes) for _ in range(2)]
     said = [p.communicate() for p in running]
     assert all(p.returncode == 0 for p in running), said
     assert said[0][0] == said[1][0] == folder_images(folder, 16).fingerprint + '\n'
@@ -370,7 +379,8 @@ def test_two_processes_decode_one_folder(tmp_path, no_memory):
 
 
 def test_where_images_are_kept(monkeypatch):
-    for free, wanted in [(1e9, '1.0 GB of memory are free: decoded once and kept in memory'), (1e6, 'kept in a file in'),
+    for free, wanted in [(1e9, '1.0 GB of memory are free: decoded once and kept in memory'),
+                         (1e6, 'kept in a file in'),
                          (None, 'how much memory is free is unknown: decoded once and kept in memory')]:
         monkeypatch.setattr(folders, 'free_memory', lambda: free)
         assert wanted in where_kept(1000, 64)
@@ -397,27 +407,31 @@ def test_a_dataset_of_pillow_images_or_tensors():
     assert close(quarters(as_image_set(Items((picture(), 0)), 32).images[0]), CORNERS)
 
 
-def test_labels_that_are_no_classes_are_left_out():
+def test_labels_that_are_not_classes_are_left_out():
     for label in .5, 'cat', None, -1, [0, 1], picture():
         data = as_image_set(Items((picture(), label), (picture(), 0)))
         assert data.labels is None and data.classes == ()
 
 
 @pytest.mark.parametrize('source, size, message', [
-    (7, None, 'int: no images. Give a folder'), ({1, 2}, 32, 'set: no images. Give a folder'), (Items(), 32, 'no images'),
+    (7, None, 'int: no images. Give a folder'), ({1, 2}, 32, 'set: no images. Give a folder'),
+    (Items(), 32, 'no images'),
     (Items((picture(20, 30), 0)), 32, r'Items\[0\]: 20 x 30 px, not 32 px. Give a smaller size'),
     (Items((picture(), 0), ('a.png', 0)), 32, r'Items\[1\]: a str. Give a Pillow image'),
-    (Items((torch.zeros(32, 32), 0)), 32, r'shape \(32, 32\)'), (Items((torch.randn(3, 32, 32), 0)), 32, 'normalise nothing'),
-    (torch.zeros(2, 3, 8, 8), 8, r'Give uint8 \(N, 3, S, S\)'), (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 16, 'images of 8 px, not 16'),
+    (Items((torch.zeros(32, 32), 0)), 32, r'shape \(32, 32\)'),
+    (Items((torch.randn(3, 32, 32), 0)), 32, 'normalise nothing'),
+    (torch.zeros(2, 3, 8, 8), 8, r'Give uint8 \(N, 3, S, S\)'),
+    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 16, 'images of 8 px, not 16'),
     ('no folder', None, 'needs a size'), ('no folder', 32, 'no such folder')])
-def test_sources_that_are_none(source, size, message):
+def test_what_is_not_a_source_of_images(source, size, message):
     with pytest.raises(ImagesError, match=message) as e: as_image_set(source, size)
     assert '\n' not in str(e.value)
 
 
 def test_a_dataset_larger_than_memory(monkeypatch):
     monkeypatch.setattr(folders, 'free_memory', lambda: 1000)
-    with pytest.raises(ImagesError, match='do not fit into memory. Give a folder'): as_image_set(Items((picture(), 0)), 32)
+    with pytest.raises(ImagesError, match='do not fit into memory. Give a folder'):
+        as_image_set(Items((picture(), 0)), 32)
 
 
 def test_a_folder_and_loaders_as_image_sets(tmp_path):

@@ -1,4 +1,4 @@
-"Games that go wrong: a loss that is no number ends the run, a player that gives up is named."
+"Games that go wrong: a loss that is not finite ends the run, a player that gives up is named."
 
 import pytest, torch
 from fastai.callback.core import Callback
@@ -21,14 +21,14 @@ def data(): return toy_images(680, 32, seed=3, cache=False)    # 34 of them are 
 
 
 @pytest.mark.parametrize('phase, step', [('auto', 9), ('game', 3), ('game', 45)])
-def test_a_loss_that_is_no_number_is_named_by_its_step(phase, step, data, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_is_named_by_its_step(phase, step, data, tmp_path, monkeypatch):
     owner, name = (training, 'ae_loss') if phase == 'auto' else (GameLoss, '__call__')
     good, steps = getattr(owner, name), []
-    def spoilt(*args, **kw):
+    def broken(*args, **kw):
         value = good(*args, **kw)
         if value.requires_grad: steps.append(1)
         return value*float('inf') if value.requires_grad and len(steps) == step else value
-    monkeypatch.setattr(owner, name, spoilt)
+    monkeypatch.setattr(owner, name, broken)
     epochs = dict(ae_epochs=.4 + 2.*(phase == 'auto'), epochs=8.)                  # a round of the game has 40 steps
     recipe = Recipe.small(32, **{**QUICK, **epochs})
     with pytest.raises(Diverged, match=f'{phase}: the loss is not finite at step {step}.*smaller learning rate'):

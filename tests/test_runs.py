@@ -27,14 +27,15 @@ def test_two_processes_with_one_seed(tmp_path, root):
     for name, order in (('a', '1'), ('b', '2')):
         words = ['pretrain', '--images', photos, '--out', tmp_path/name, '--seed', 5, '--size', 32, '--width', .05,
                  '--batch', 8, '--epochs', 1, '--device', 'cpu']
-        subprocess.run([sys.executable, '-c', 'from spot_artifacts.cli import main; main()', *map(str, words)], cwd=root,
-                       check=True, capture_output=True, env={**os.environ, 'PYTHONHASHSEED': order, 'OMP_NUM_THREADS': '1'})
+        code = 'from spot_artifacts.cli import main; main()'
+        subprocess.run([sys.executable, '-c', code, *map(str, words)], cwd=root, check=True, capture_output=True,
+                       env={**os.environ, 'PYTHONHASHSEED': order, 'OMP_NUM_THREADS': '1'})
     assert soak.differences(tmp_path/'a', tmp_path/'b') == []
 
 
 @pytest.mark.parametrize('operation', range(3))
 def test_a_checkpoint_is_whole_at_every_moment(tmp_path, monkeypatch, operation):
-    "Writing is cut off before the disk has all of it, before the old one steps aside, and before the new one takes its name."
+    "Cut off before the disk has all of it, before the old one is renamed, and before the new one takes its name."
     class Cut(BaseException): pass
     calls = []
     def cut(real):
@@ -76,7 +77,7 @@ def test_a_run_killed_before_it_began_does_not_block_its_folder(tmp_path):
 
 
 def test_a_run_in_use_is_left_alone(tmp_path, root):
-    "A second process is told who works there; when the first has ended, however it did, the folder is free."
+    "A second process gets an error that names the first; once that has ended, in any way, the folder is free."
     code = """import sys, time
 from spot_artifacts.runs import folder_lock
 with folder_lock(sys.argv[1]):

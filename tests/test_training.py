@@ -35,9 +35,9 @@ VARIANTS = dict(
     no_mask=dict(mask_weight=0.), no_history=dict(history=0.), softmax=dict(class_outputs=2, bn_fc=True),
     shares=dict(repair_shares=True, mask_on_real=True, mask_mean=True), turns=dict(update='alternating'),
     average=dict(ema=.9), blocks=dict(repair_blocks=2), plain=dict(repair_preact=False, tanh=False, slope=.2),
-    flipped=dict(objective='flipped'), dropout=dict(dropout=.5), bytes=dict(bytes_in=True, lrn=True, lrn_after_pool=True),
-    legacy=dict(conventions='tensorflow', l2=1e-4), clip=dict(clip=1.), bf16=dict(bf16=True), tall=dict(layers=3),
-    gan=dict(fakes='gan'))
+    flipped=dict(objective='flipped'), dropout=dict(dropout=.5),
+    bytes=dict(bytes_in=True, lrn=True, lrn_after_pool=True), legacy=dict(conventions='tensorflow', l2=1e-4),
+    clip=dict(clip=1.), bf16=dict(bf16=True), tall=dict(layers=3), gan=dict(fakes='gan'))
 
 
 @pytest.mark.parametrize('name', VARIANTS)
@@ -48,7 +48,8 @@ def test_every_choice_plays(name, data, tmp_path):
     assert set(logs) == set(seconds) == {'auto', 'game'}
     assert 0 <= measure(players, data[:8])['classifier']['accuracy'] <= 100
     again = load_weights(tmp_path/'run')
-    assert again.recipe == recipe and all(a.equal(b) for a, b in zip(players.state_dict().values(), again.state_dict().values()))
+    assert again.recipe == recipe
+    assert all(a.equal(b) for a, b in zip(players.state_dict().values(), again.state_dict().values()))
 
 
 def test_released_and_paper_recipes_build_and_play(data, tmp_path):
@@ -57,8 +58,8 @@ def test_released_and_paper_recipes_build_and_play(data, tmp_path):
         pretrain(data, small, tmp_path/recipe.__name__, progress=False)
 
 
-OTHER = dict(real='image', fill='noise', drop_rate=.2, history=0., mask_weight=0., objective='minimax', repair_shares=True,
-             mask_on_real=True, kept_weight=0., update='alternating', lr=1e-4, seed=1)
+OTHER = dict(real='image', fill='noise', drop_rate=.2, history=0., mask_weight=0., objective='minimax',
+             repair_shares=True, mask_on_real=True, kept_weight=0., update='alternating', lr=1e-4, seed=1)
 
 
 @pytest.mark.parametrize('field', OTHER)
@@ -75,7 +76,8 @@ class Moves(Callback):
     "Remembers which player moved at each step."
     def before_fit(self): self.moved = []
     def players(self):
-        return [[p.detach().clone() for p in m.parameters()] for m in (self.model.discriminator, self.model.repaired.blocks)]
+        both = self.model.discriminator, self.model.repaired.blocks
+        return [[p.detach().clone() for p in m.parameters()] for m in both]
     def before_batch(self): self.before = self.players()
     def after_batch(self):
         if not self.training: return
@@ -110,12 +112,12 @@ def test_a_run_has_exactly_the_steps_that_were_asked_for(steps, images, batch, d
     assert logs['game'][-1]['step'] == steps
 
 
-def test_a_loss_that_is_no_number_ends_a_learner_without_a_log(data):
-    class Spoil(Callback):
+def test_a_loss_that_is_not_finite_ends_a_learner_without_a_log(data):
+    class BadLoss(Callback):
         run_before = TerminateOnNaN
         def after_loss(self):
             if self.training and self.epoch == 2: self.learn.loss_grad = self.learn.loss = self.loss*float('nan')
-    learn, rounds = learner(data, tiny(balance=None), cbs=[Spoil(), TerminateOnNaN()])
+    learn, rounds = learner(data, tiny(balance=None), cbs=[BadLoss(), TerminateOnNaN()])
     with pytest.raises(Diverged, match='game: the loss is not finite at step 3'): fit(learn, rounds, progress=False)
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import skip_or_fail
 from images import write_images
 
-NEWEST = ['fastai', 'fastcore>=2']  # a floor, lest the borrowed fastcore do where there is no network
+NEWEST = ['fastai', 'fastcore>=2']  # a floor, so that the borrowed fastcore is never enough
 
 
 def run(*command, cwd=None):
