@@ -175,9 +175,12 @@ def load_weights(
     names = wanted.keys() | state.keys()
     differ = sorted(k for k in names if k not in wanted or k not in state or wanted[k].shape != state[k].shape)
     if differ and (backbone is None or any('.backbone.' not in k and 'head' not in k for k in differ)):
-        raise WeightsError(f'{path}: weights of another architecture than its recipe says ({differ[0]})')
+        why = f'{path}: weights of another architecture than its recipe says ({differ[0]})'
+        fix = '; if C had a backbone of its own, give one like it: backbone=...'
+        raise WeightsError(why + fix*any('.backbone.' in k for k in differ))
     players = build(recipe, backbone)
-    players.load_state_dict(state)
+    try: players.load_state_dict(state)
+    except RuntimeError: raise WeightsError(f'{path}: its C had another backbone than the one that was given.') from None
     return players.to(device).eval()
 
 # %% ../nbs/26_runs.ipynb #f58934ec
