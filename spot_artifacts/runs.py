@@ -180,7 +180,8 @@ def load_weights(
         raise WeightsError(why + fix*any('.backbone.' in k for k in differ))
     players = build(recipe, backbone)
     try: players.load_state_dict(state)
-    except RuntimeError: raise WeightsError(f'{path}: its C had another backbone than the one that was given.') from None
+    except RuntimeError:
+        raise WeightsError(f'{path}: its C had another backbone than the one that was given.') from None
     return players.to(device).eval()
 
 # %% ../nbs/26_runs.ipynb #f58934ec

@@ -29,7 +29,7 @@ from .toy import toy_images
 from .encoder import encoder_layers
 from .decoder import squared_error
 from .damage import damage, draw_mask, local_mean
-from .backbone import LAYERS
+from .backbone import LAYERS, same_pad
 from .losses import adversarial_loss, class_loss, kept_error, mask_loss
 from .players import two_passes
 from .recipe import build, Recipe
@@ -157,6 +157,10 @@ def _concatenated(self, h, mask):
     h = self.conv1(torch.cat([h, mask], 1))
     return self.conv2(self.act(self.bn2(h)))
 
+def _padded(self, x):
+    "Max pooling of a padded copy."
+    return F.max_pool2d(same_pad(x, 3, 2, float('-inf')), 3, 2)
+
 def _channels_first(self):
     "The batch is x, channels first, and so is its target."
     self.learn.xb = self.learn.yb = (self.xb[0].contiguous(),)
@@ -199,6 +203,7 @@ def _players_of(
 
 # %% ../nbs/61_speed.ipynb #b7d41e05
 _OTHER_BLOCK = (('spot_artifacts.repair.RepairBlock.residual', _concatenated),)
+_OTHER_POOL = (('spot_artifacts.backbone.SamePool.forward', _padded),)
 _OTHER_BATCH = (('spot_artifacts.game.ImagesAreTargets.before_batch', _channels_first),)
 _OTHER_ADAM = (('spot_artifacts.training.adam', _loop_adam),)
 _OTHER_TRUNK = (('spot_artifacts.players.shared_trunk', two_passes),)
@@ -211,10 +216,11 @@ _WITHOUT = {
     'a fused Adam': _Variant(_OTHER_ADAM),
     'real images seen once': _Variant(_OTHER_TRUNK, phases=('game',)),
     "the mask's filters apart": _Variant(_OTHER_BLOCK, phases=('game',)),
+    'poolings that need no copy': _Variant(_OTHER_POOL, phases=('game',)),
     'losses that stay on the device': _Variant(cbs=(_Wait(),)),
     'fastai and all callbacks': _Variant(fastai=False)}
 
-_PLAIN = _Variant(_OTHER_BLOCK, _FLOAT32, torch.contiguous_format, files=True)
+_PLAIN = _Variant(_OTHER_BLOCK + _OTHER_POOL, _FLOAT32, torch.contiguous_format, files=True)
 
 # %% ../nbs/61_speed.ipynb #78ba997e
 def _operations(
