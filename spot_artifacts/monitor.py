@@ -28,7 +28,7 @@ from fastai.torch_core import get_model
 # %% ../nbs/25_monitor.ipynb #3fb96c4c
 class EpochLog(Stateful):
     "One row of metrics per round, in `learn.rows` and in a CSV file."
-    order, keeps = 80, ('rows',)
+    order = 80
     def __init__(self,
                  path,           # the CSV file
                  lines=False):   # print each row too?

@@ -16,9 +16,6 @@ from .repair import Generator, RepairedDecoder
 from .discriminator import Discriminator
 from .losses import Game, Verdict
 
-# %% ../nbs/21_players.ipynb #211d82bc
-#| export
-
 # %% ../nbs/21_players.ipynb #205de401
 def as_constants(
     module,  # any module

@@ -240,7 +240,7 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
     data = as_image_set(data, recipe.size)
     about = provenance(data, device)
     if resume: _check_same_images(out, about['data']['fingerprint'])
-    if not resume:
+    else:
         enough(data)                                    # too few images: say so before there is a folder
         free_folder(out)
         if world_size() > 1: dist.barrier()             # all have found the folder free
