@@ -102,6 +102,6 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, monkey
         with pytest.raises(CheckpointError) as e: load_checkpoint(file)
         return str(e.value)
     assert 'could not be read (Permission denied)' in fails_with(PermissionError(13, 'Permission denied'))
-    assert 'does not fit into memory' in fails_with(MemoryError())
+    assert 'does not fit into the memory of cpu' in fails_with(MemoryError())
     assert 'does not fit into the memory of cpu' in fails_with(RuntimeError("can't allocate memory"))
     assert 'damaged' in fails_with(RuntimeError('bad zip'))
