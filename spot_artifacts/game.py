@@ -76,7 +76,7 @@ class ReplayBuffer(Stateful):
         if not self.training: return
         fake, mask = self.pred.fake.detach(), self.pred.mask
         if self.fakes is None: self.fakes, self.masks = (t.repeat(self.batches, 1, 1, 1) for t in (fake, mask))
-        place = self._pick(len(fake))
+        place = self._pick(len(self.xb[0]))[:len(fake)]
         self.fakes[place], self.masks[place] = fake[:len(place)], mask[:len(place)]
     def state_dict(self): return dict(fakes=all_gather(self.fakes), masks=all_gather(self.masks))
     def load_state_dict(self, state): self.fakes, self.masks = shard(state['fakes']), shard(state['masks'])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLLAPSES', 'EpochLog', 'TensorBoardLog', 'picture_rows', 'to_image', 'ImageGrid', 'TerminateOnNaN',
-           'CollapseMonitor', 'LossStays', 'Bar']
+           'CollapseMonitor', 'rank_me', 'feature_spread', 'FeatureMonitor', 'LossStays', 'Bar']
 
 # %% ../nbs/25_monitor.ipynb #40f9e907
 import sys
@@ -22,7 +22,7 @@ from .damage import draw_mask
 from .game import Stateful
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
-from fastai.learner import AvgSmoothLoss, Recorder
+from fastai.learner import AvgSmoothLoss, Recorder, ValueMetric
 from fastai.torch_core import get_model
 
 # %% ../nbs/25_monitor.ipynb #3fb96c4c
@@ -138,6 +138,36 @@ class CollapseMonitor(Stateful):
             if self.rounds[name] == self.patience and not rank():
                 what, helps = COLLAPSES[name]
                 print(f'game: {what}, {self.patience} rounds in a row. What usually helps: {helps}.', file=sys.stderr)
+
+# %% ../nbs/25_monitor.ipynb #ae1148d7
+def rank_me(
+    features     # (N, C), an image a row
+)->float:        # 1 to min(N, C)
+    "RankMe: the exponential of the entropy of the singular values."
+    p = torch.linalg.svdvals(features.float())
+    p = p/p.sum().clamp(min=1e-12)
+    return float(torch.special.entr(p).sum().exp())
+
+def feature_spread(
+    features     # (N, C), an image a row
+)->float:        # 0 to about 1
+    "How much features of length 1 differ between images, as a share of what is possible for entries of one size."
+    unit = F.normalize(features.float(), dim=1)
+    return float(unit.std(0, correction=0).mean()*unit.shape[1]**.5)
+
+class FeatureMonitor(Callback):
+    "Adds `rank_me` and `feature_spread` of the backbone's feature on held-out images to the log."
+    def after_create(self):
+        self.learn.metrics = [*self.learn.metrics, ValueMetric(self.rank_me), ValueMetric(self.feature_spread)]
+    def before_validate(self): self.seen = []
+    @torch.no_grad()
+    def after_batch(self):
+        if self.training: return
+        C = get_model(self.model).discriminator
+        x = self.xb[0].to(next(C.parameters()).dtype)
+        self.seen.append(C.backbone.forward_features(x).mean((2, 3)))
+    def rank_me(self): return rank_me(torch.cat(self.seen))
+    def feature_spread(self): return feature_spread(torch.cat(self.seen))
 
 # %% ../nbs/25_monitor.ipynb #5992161c
 class _LazyLoss(AvgSmoothLoss):

@@ -28,12 +28,14 @@ def as_constants(
 def two_passes(
     C,            # `Discriminator`
     real,         # what plays the real images (N, 3, S, S)
-    fake,         # fakes with R's gradient
+    fake,         # fakes with R's gradient, N or fewer
     seen,         # the fakes that C learns from, without gradient
     units=None    # dropout's factors for C's class head (2N, hidden)
 ):                # logits of both passes: (class, mask) for C, (class, mask) for R
-    "C's own pass over real and seen; R's pass over real and fake."
-    return C(torch.cat([real, seen]), units), as_constants(C, torch.cat([real, fake]), units)
+    "C's own pass over real and seen; R's pass over fake and as many real ones, the last."
+    m = len(fake)
+    for_r = as_constants(C, torch.cat([real[-m:], fake]), units if units is None else units[:2*m])
+    return C(torch.cat([real, seen]), units), for_r
 
 # %% ../nbs/21_players.ipynb #dac13115
 class _Judge(nn.Module):
@@ -46,7 +48,9 @@ class _Judge(nn.Module):
 def shared_trunk(C, real, fake, seen, units=None): # as for `two_passes`
     "The same logits; R's pass takes over what C's own has found of the real images."
     h = C.trunk(torch.cat([real, seen]))
-    return C.verdict(h, units), as_constants(_Judge(C), h[:len(real)].detach(), fake, units)
+    n, m = len(real), len(fake)
+    for_r = as_constants(_Judge(C), h[n-m:n].detach(), fake, units if units is None else units[:2*m])
+    return C.verdict(h, units), for_r
 
 # %% ../nbs/21_players.ipynb #ddd8d47d
 class TwoPlayers(nn.Module):
@@ -84,13 +88,20 @@ class TwoPlayers(nn.Module):
 
 # %% ../nbs/21_players.ipynb #4b09e116
 @patch
+def fill_in(self:TwoPlayers,
+            phi,    # feature (N, L, M, M)
+           mask):  # Omega (N, 1, M, M)
+    "phi-hat (N, L, M, M): dropped entries are filled as the recipe says (section 3)."
+    fill = noise_like(phi) if self.recipe.fill == 'noise' else local_mean(phi, self.recipe.mean_counts_padding)
+    return damage(phi, mask, fill)
+
+@patch
 def damaged(self:TwoPlayers,
             x,      # images (N, 3, S, S) in [-1, 1]
             mask):  # Omega (N, 1, M, M)
     "phi(x) and the damaged feature phi-hat(x) (section 3), (N, L, M, M) each."
     phi = self.encoder(x)
-    fill = noise_like(phi) if self.recipe.fill == 'noise' else local_mean(phi, self.recipe.mean_counts_padding)
-    return phi, damage(phi, mask, fill)
+    return phi, self.fill_in(phi, mask)
 
 @patch
 def make_fakes(self:TwoPlayers,
@@ -116,21 +127,22 @@ def _verdict(logits, n):
 def forward(self:TwoPlayers,
             x,          # images (N, 3, S, S) in [-1, 1]
             old=None):  # fakes of earlier steps and their masks (n, ...) that C sees instead of the first n fresh ones
-    "One step, a `Game`, with a fresh mask for every image."
+    "One step, a `Game`, with a fresh mask for every fake."
     r, C, n = self.recipe, self.discriminator, len(x)
+    fresh = n - len(old[0]) if old else n               # fakes of this step that C sees
+    m = n if r.fake_all else fresh                      # fakes of this step that R learns from
     with autocast(x.device, r.bf16):
         with torch.no_grad():
-            mask = draw_mask(n, r.grid, r.drop_rate, device=x.device)*(self.generator is None)
-            phi, phi_hat = self.damaged(x, mask)
+            mask = draw_mask(m, r.grid, r.drop_rate, device=x.device)*(self.generator is None)
+            phi = self.encoder(x)
+            phi_hat = self.fill_in(phi[-m:], mask)
             real = self.repaired.decoder(phi) if r.real == 'replica' else x
         fake = self.make_fakes(phi_hat, mask)
-        seen, seen_mask = fake.detach(), mask
-        if old:
-            seen = torch.cat([seen[len(old[0]):], old[0].to(seen.dtype)])
-            seen_mask = torch.cat([mask[len(old[1]):], old[1]])
+        seen, seen_mask = fake.detach()[-fresh:], mask[-fresh:]
+        if old: seen, seen_mask = torch.cat([seen, old[0].to(seen.dtype)]), torch.cat([seen_mask, old[1]])
         real = real.to(seen.dtype)
         for_c, for_r = shared_trunk(C, real, fake, seen, self.dropped_units(x))
-    return Game(x, mask, real, fake, seen_mask, _verdict(for_c, n), _verdict(for_r, n))
+    return Game(x[-m:], mask, real, fake, seen_mask, _verdict(for_c, n), _verdict(for_r, m))
 
 # %% ../nbs/21_players.ipynb #def15442
 def splitter(players): # TwoPlayers

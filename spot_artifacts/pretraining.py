@@ -16,7 +16,8 @@ from .decoder import psnr
 from .losses import accuracy, chance_iou, mask_accuracy, mask_iou
 from .recipe import build
 from .training import get_dls, phase_learner
-from .monitor import Bar, CollapseMonitor, EpochLog, ImageGrid, LossStays, TerminateOnNaN
+from .monitor import (Bar, CollapseMonitor, EpochLog, FeatureMonitor, ImageGrid, LossStays,
+                                    TerminateOnNaN)
 from .runs import Checkpoint, load_weights, open_run, save_weights
 from .distributed import DataParallel, setup_distrib, ShardedDL, sync_norms, teardown_distrib
 
@@ -74,7 +75,7 @@ def _run_phases(players, data, recipe, out, device, resume, progress, cbs, auto_
         torch.manual_seed(recipe.seed + rank())
         loader = ShardedDL if world_size() > 1 else TensorDL
         dls, rounds, total = get_dls(train, valid, recipe, epochs, batch, device, loader)
-        more = [CollapseMonitor(), ImageGrid(out), *cbs] if phase == 'game' else []
+        more = [FeatureMonitor(), CollapseMonitor(), ImageGrid(out), *cbs] if phase == 'game' else []
         def make(extra): return phase_learner(phase, dls, players, recipe, total, [*extra, *more])
         logs[phase] = run_phase(phase, make, rounds, out, resume, progress)
         seconds[phase] = perf_counter() - start

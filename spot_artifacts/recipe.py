@@ -124,6 +124,7 @@ class DamageChoices(Choices):
     real: str = _f('replica', "C's real images: replicas, or the images themselves (ablation (a))",
                    among=('replica', 'image'))
     history: float = _f(.5, 'share of the fakes that C sees from the history; 0 is ablation (j)', 0, .9)
+    fake_all: bool = _f(True, 'every image of a step is damaged and repaired; False: only those that C sees')
 
 # %% ../nbs/23_recipe.ipynb #eebe76ee
 @dataclass(frozen=True)
