@@ -838,11 +838,11 @@ def explain(
 ):           # str, or None: not for the user to fix
     "One line for an error that the user can fix."
     import torch
-    from spot_artifacts.core import SpotError
+    from spot_artifacts.core import is_out_of_memory, SpotError
     if isinstance(error, SpotError): return one_line(error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return 'the memory of the GPU is full. Use a smaller --batch, --size or --width, or --device cpu.'
-    if isinstance(error, MemoryError): return 'memory is full. Use fewer or smaller images.'
+    if is_out_of_memory(error): return 'memory is full. Use fewer or smaller images.'
     if isinstance(error, OSError):
         why = f'{error.filename or out}: {error.strerror or error}'
         return one_line(f'{why}. Check the path, its rights and the free space.')
@@ -872,13 +872,6 @@ def on_ctrl_c(action): # signal.SIG_DFL ends the process, signal.default_int_han
             signal.signal(signal.SIGINT, action)
     except ValueError: pass         # not the main thread
 
-# %% ../nbs/60_cli.ipynb #3c1e8a32
-def drop_stray_launcher():
-    "Removes what a launcher that is gone has left in the environment: fastai would wait for its other processes."
-    from spot_artifacts.core import launched
-    if launched() == 1:
-        for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'): os.environ.pop(name, None)
-
 # %% ../nbs/60_cli.ipynb #3c1e8a29
 def main(
     argv=None    # words of the command line; None: the process's own
@@ -891,7 +884,6 @@ def main(
     command, out = COMMANDS[options.pop('command')], options.get('out') or 'output'
     try:
         import_module('spot_artifacts.runs')                    # most of what any command imports
-        drop_stray_launcher()
         ctrl_c(signal.default_int_handler)
         command(**options)
         return sys.stdout.flush()

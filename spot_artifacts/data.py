@@ -8,6 +8,7 @@ __all__ = ['sha256_of', 'ImageSet', 'in_batches', 'enough', 'random_order', 'ran
 
 # %% ../nbs/01_data.ipynb #ee4c42fd
 import hashlib, math
+from copy import copy
 from functools import cached_property
 from itertools import chain
 
@@ -328,10 +329,44 @@ class TensorDL:
 
 # %% ../nbs/01_data.ipynb #22e93230
 @patch
-def new(self:TensorDL, **kw):
-    "A copy with some of the constructor's arguments changed."
-    args = {k: getattr(self, k) for k in ('data', 'bs', 'augment', 'shuffle', 'seed', 'device')} | {'steps': self.given}
-    return type(self)(**{**args, **kw})
+def new_empty(self:ImageSet):
+    "No image of the set, with its classes."
+    return ImageSet(self.store[:0].clone(), None, self.classes, self.name)
+
+def _as_set(like, images): # ImageSet; an ImageSet, or uint8 images
+    "Images without labels, with the classes of a set."
+    if isinstance(images, ImageSet): return images
+    try: return ImageSet(torch.stack(list(images)), None, like.classes)
+    except (TypeError, ValueError, RuntimeError):
+        raise ImagesError('not images: give an ImageSet, or uint8 tensors (3, S, S) of one size.') from None
+
+@patch
+def new(self:TensorDL,
+    data=None,          # `ImageSet`, or uint8 images (3, S, S) in a list or tensor; None: the same
+    drop_last=False,    # fastai's; only shuffled batches are full
+    num_workers=0,      # fastai's; there are none
+    **kw                # other arguments of the constructor
+):
+    "A copy with some things changed. In order, it gives each image once."
+    kept = {k: getattr(self, k) for k in ('bs', 'augment', 'shuffle', 'seed', 'device')}
+    args = {**kept, 'steps': self.given if kw.get('shuffle', self.shuffle) else None, **kw}
+    data = self.data if data is None else _as_set(self.data, data)
+    if len(data): return type(self)(data, **args)
+    empty = copy(self)
+    empty.data = empty.source = data
+    empty.labels, empty.n, empty.steps = None, 0, 0
+    return empty
+
+@patch(as_prop=True)
+def vocab(self:TensorDL):
+    "Names of the classes, as fastai wants them."
+    from fastai.data.transforms import CategoryMap
+    return CategoryMap(list(self.data.classes), sort=False)
+
+@patch
+def decode_batch(self:TensorDL, batch, max_n=9, full=True): # images and class numbers
+    "Pairs of an image and the name of its class."
+    return [(x, self.data.classes[c]) for x, c in zip(*batch)]
 
 @patch
 def show_batch(self:TensorDL, max_n=8):

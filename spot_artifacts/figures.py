@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 from matplotlib.patches import Rectangle
-from .core import SpotError
+from .core import enough_memory, SpotError
 from .data import to_float
 from .encoder import receptive_field
 from .damage import draw_mask
@@ -301,12 +301,15 @@ def top_activations(
     images,           # (N, 3, S, S) uint8
     units=5,          # per layer
     k=5               # patches per unit, each from another image
-):                    # per layer: (units*k, 3, field, field) in [-1, 1], unit after unit
+):                    # per layer: (units*k, 3, field, field) in [-1, 1], unit after unit; none of a dead layer
     "The patches that some units of each layer respond to most, as large as the units' fields."
     out = {}
     for layer, (value, where) in _strongest(discriminator, images).items():
         field, step, start = layer_field(discriminator, layer, images.shape[-1])
         alive = (value.amax(0) > 0).nonzero()[:, 0]
+        if not len(alive):
+            out[layer] = torch.empty(0, 3, field, field)
+            continue
         chosen = alive[torch.linspace(0, len(alive) - 1, units).round().long()].repeat_interleave(k)
         best = value.topk(k, dim=0).indices[:, chosen[::k]].T.flatten()
         out[layer] = torch.stack([_patch(to_float(images[i]), start + col*step, start + row*step, field)
@@ -321,10 +324,11 @@ def features_figure(
     "Fig. 7: conv1's filters, and the patches that five units of each layer respond to most."
     C = players.discriminator
     filters = C.backbone.conv1.conv.weight.detach().float().cpu()
-    tiles = {'conv1 weights': filters/filters.abs().amax((1, 2, 3), keepdim=True), **top_activations(C, images)}
+    tiles = {'conv1 weights': filters/filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-9), **top_activations(C, images)}
     fig, axs = image_axes(3, 2, gap=.13, top=.2)
     for ax, (name, batch) in zip(axs.flat, tiles.items()):
-        ax.imshow(as_grid(batch, 5 if name in LAYERS else math.ceil(len(batch)**.5)), interpolation='nearest')
+        if len(batch): ax.imshow(as_grid(batch, 5 if name in LAYERS else math.ceil(len(batch)**.5)), interpolation='nearest')
+        else: ax.text(.5, .5, 'dead: no unit responds\nto any of the images', ha='center', va='center', fontsize=10)
         size = f': {batch.shape[-1]} x {batch.shape[-1]} px' if name in LAYERS else ''
         ax.set_title(name + size, fontsize=10, pad=3)
         for spine in ax.spines.values(): spine.set_visible(False)
@@ -472,7 +476,7 @@ def all_figures(
                6: rates_figure, 7: features_figure, 8: partial(neighbours_figure, labels=labels), 9: grad_cam_figure}
     files = [out/f'fig{number}.png' for number in figures]
     for file, draw in zip(files, figures.values()):
-        fig = draw(players, images)
+        with enough_memory(file.stem, 'fewer images; 200 are enough'): fig = draw(players, images)
         fig.savefig(file, dpi=190, metadata={'Software': None})
         plt.close(fig)
     _contact_sheet(files, out/'figures.jpg')

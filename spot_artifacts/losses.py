@@ -16,14 +16,21 @@ from fastcore.basics import store_attr
 from .decoder import psnr
 
 # %% ../nbs/20_losses.ipynb #f40b78d7
-Verdict = namedtuple('Verdict', 'real fake real_mask fake_mask')
-Verdict.__doc__ = """C's logits of one batch: real or corrupt (N,), of real images and of fakes; kept or dropped
-(N, 1, M, M), of both.
-A logit is positive where C says "real" or "kept"."""
+class _Parts:
+    "A named tuple that a list makes as well: so fastai can move it, cast it and collect it."
+    __slots__ = ()
+    def __new__(cls, *parts): return super().__new__(cls, *(parts[0] if len(parts) == 1 else parts))
 
-Game = namedtuple('Game', 'x mask real fake seen_mask for_c for_r')
-Game.__doc__ = """One step: images x (N, 3, S, S), the mask Omega (N, 1, M, M) of the fakes, replicas and fakes
-(N, 3, S, S), the masks of the fakes that C learns from, and two `Verdict`s: for C's loss and for R's."""
+class Verdict(_Parts, namedtuple('Verdict', 'real fake real_mask fake_mask')):
+    """C's logits of one batch: real or corrupt (N,), of real images and of fakes; kept or dropped
+    (N, 1, M, M), of both.
+    A logit is positive where C says "real" or "kept"."""
+    __slots__ = ()
+
+class Game(_Parts, namedtuple('Game', 'x mask real fake seen_mask for_c for_r')):
+    """One step: images x (N, 3, S, S), the mask Omega (N, 1, M, M) of the fakes, replicas and fakes
+    (N, 3, S, S), the masks of the fakes that C learns from, and two `Verdict`s: for C's loss and for R's."""
+    __slots__ = ()
 
 # %% ../nbs/20_losses.ipynb #9510b5ca
 def class_loss(

@@ -42,7 +42,9 @@ class EpochLog(Stateful):
         lrs = [h['lr'] for h in self.opt.hypers]
         rates = dict(lr=lrs[0]) if len(lrs) == 1 else dict(lr_c=lrs[0], lr_r=lrs[1])
         self._rows.append(dict(epoch=len(self._rows) + 1, step=self.step, **metrics, **rates))
-        lines = [','.join(self._rows[0]), *(','.join(f'{v:.6g}' for v in row.values()) for row in self._rows)]
+        names = list(dict.fromkeys(name for row in self._rows for name in row))     # a resumed run may measure others
+        def cells(row): return ','.join(f'{row[k]:.6g}' if k in row else '' for k in names)
+        lines = [','.join(names), *map(cells, self._rows)]
         atomic_write(self.path, lambda tmp: tmp.write_text('\n'.join(lines) + '\n'))
         if self.lines: print(f'{self.phase}:', *(f'{k} {v:.4g} ' for k, v in self._rows[-1].items()), flush=True)
         for per_step in (recorder.losses, recorder.lrs): per_step.clear()     # they would grow for as long as the run

@@ -10,7 +10,7 @@ from time import perf_counter
 
 # %% ../nbs/28_pretraining.ipynb #a1232577
 import torch
-from .core import bars, rank, SpotError, WeightsError, world_size
+from .core import bars, enough_memory, rank, SpotError, WeightsError, world_size
 from .data import random_split, TensorDL
 from .decoder import psnr
 from .losses import accuracy, chance_iou, mask_accuracy, mask_iou
@@ -19,13 +19,21 @@ from .training import get_dls, phase_learner
 from .monitor import (Bar, CollapseMonitor, EpochLog, FeatureMonitor, ImageGrid, LossStays,
                                     TerminateOnNaN)
 from .runs import Checkpoint, load_weights, open_run, save_weights
-from .distributed import DataParallel, setup_distrib, ShardedDL, sync_norms, teardown_distrib
+from .distributed import (DataParallel, drop_stray_launcher, setup_distrib, ShardedDL, sync_norms,
+                                        teardown_distrib)
 
 # %% ../nbs/28_pretraining.ipynb #b6717917
+def _memory(learn):
+    "Where it is, and what to try if memory runs out there."
+    phase, batch = learn.steps.of, learn.dls.train.bs
+    half = f'{"ae_batch" if phase == "auto" else "batch"} {batch//2}, or '*(batch > 3)
+    return f'{phase}, a batch of {batch} images of {learn.dls.train.data.size} px', half + 'a smaller size or width'
+
 def fit(learn, rounds, progress=True): # a Learner; rounds to fit; show a bar or lines?
     "`learn.fit` without waiting for the device at each step."
+    drop_stray_launcher()
     try:
-        with learn.added_cbs(LossStays()):
+        with enough_memory(*_memory(learn)), learn.added_cbs(LossStays()):
             if progress and bars() and not rank():
                 with learn.removed_cbs(learn.progress), learn.added_cbs(Bar()): return learn.fit(rounds)
             with learn.no_bar(), learn.no_logging(): learn.fit(rounds)
@@ -118,9 +126,10 @@ def measure(
     measures = dict(accuracy=accuracy, psnr=lambda g: psnr(players.repaired.decoder(players.encoder(g.x)), g.x))
     if has_masks: measures |= dict(balanced=mask_accuracy, iou=mask_iou, chance=chance_iou)
     total = dict.fromkeys(measures, 0.)
-    for batch in TensorDL(data, bs, device=device):
-        game = players(batch[0].contiguous(memory_format=torch.channels_last))
-        for k, value in measures.items(): total[k] += float(value(game))*len(game.x)/len(data)
+    with enough_memory('measuring', f'bs={max(1, bs//2)}, or fewer images'):
+        for batch in TensorDL(data, bs, device=device):
+            game = players(batch[0].contiguous(memory_format=torch.channels_last))
+            for k, value in measures.items(): total[k] += float(value(game))*len(game.x)/len(data)
     def percent(k): return 100*total[k] if k in total else None
     return dict(classifier=dict(accuracy=percent('accuracy')), autoencoder=dict(psnr=total['psnr']),
                 mask=dict(balanced_accuracy=percent('balanced'), iou=percent('iou'), chance_iou=percent('chance')))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .core import RecipeError, SpotError, write_json
+from .core import is_out_of_memory, RecipeError, SpotError, write_json
 from .encoder import encoder_layers
 from .decoder import AutoEncoder
 from .backbone import AlexNet
@@ -262,8 +262,8 @@ def build(
     try:
         autoencoder = AutoEncoder(r.layers, r.ae_width, r.kernel, r.slope, r.tanh, r.conventions == 'tensorflow')
         players = TwoPlayers(autoencoder, r, backbone)
-    except RuntimeError as e:
-        if 'allocate' not in str(e): raise
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e): raise
         raise RecipeError(f'recipe: networks of width {r.width} for {r.size} px and {r.layers} layers do not fit into '
                           'memory. Take a smaller width or size, or more layers.') from None
     for m in _own_modules(players):

@@ -18,8 +18,8 @@ import torch
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .core import (atomic_write, CheckpointError, Diverged, is_temporary, lock_file, provenance, rank,
-                                 RecipeError, RunError, WeightsError, world_size, write_json)
+from .core import (atomic_write, CheckpointError, Diverged, is_out_of_memory, is_temporary, lock_file,
+                                 provenance, rank, RecipeError, RunError, WeightsError, world_size, write_json)
 from .data import enough
 from .folders import as_image_set
 from .players import TwoPlayers
@@ -80,10 +80,8 @@ def load_checkpoint(path, device='cpu'): # the file; where its tensors go
         raise CheckpointError(f'{path}: no checkpoint there. Start without --resume.') from None
     except OSError as e:
         raise CheckpointError(f'{path}: could not be read ({e.strerror or e}). Make it readable.') from None
-    except MemoryError:
-        raise CheckpointError(f'{path}: does not fit into memory. Close other programs.') from None
     except Exception as e:
-        if 'allocate' in str(e) or 'out of memory' in str(e):
+        if is_out_of_memory(e):
             raise CheckpointError(f'{path}: does not fit into the memory of {device}. Free some.') from None
         if 'CUDA' in str(e):
             raise CheckpointError(f'{path}: cannot go to {device} ({e}). Give another --device.') from None
@@ -135,7 +133,8 @@ def _put_back(self:Checkpoint, file):
     try:
         get_model(self.model).load_state_dict(s['model'])
         self.opt.opt.load_state_dict(s['opt'])
-        for name, cb in self.stateful.items(): cb.load_state_dict(s['callbacks'][name])
+        for name, cb in self.stateful.items():
+            if name in s['callbacks']: cb.load_state_dict(s['callbacks'][name])     # else it is new
         self.dls.train.g.set_state(s['order'].cpu())
         if rank(): return                   # the file holds the random numbers of the first process
         torch.set_rng_state(s['rng'].cpu())

@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import store_attr
 from fastcore.foundation import L
 from torch import nn
-from ..core import ImagesError, SpotError
+from ..core import enough_memory, ImagesError, SpotError
 from ..data import ImageSet, in_batches, random_order, to_float
 from ..folders import as_image_set
 from ..backbone import ResponseNorm
@@ -88,8 +88,10 @@ def layer_features(
 )->list:                # float32 arrays (N, about `feature_dim`), one per layer
     "All layers of all images from one pass, each pooled to the same length."
     device, out = _device_of(net.eval()), []
-    for x in _inputs(images, bs, device): out.append([pool_to(h, feature_dim).cpu() for h in forward_layers(net, x)])
-    layers = [torch.cat(layer).numpy() for layer in zip(*out)]
+    with enough_memory('features', f'bs={max(1, bs//2)}, fewer images or a smaller feature_dim'):
+        for x in _inputs(images, bs, device):
+            out.append([pool_to(h, feature_dim).cpu() for h in forward_layers(net, x)])
+        layers = [torch.cat(layer).numpy() for layer in zip(*out)]
     for name, h in zip(layer_names(net), layers):
         if not np.isfinite(h).all():
             raise SpotError(f'{name}: its features are not finite, so nothing can be measured on them. '
