@@ -25,7 +25,7 @@ from .backbone import LAYERS
 from .recipe import Recipe
 from .runs import free_folder, load_weights
 from .pretraining import measure, pretrain
-from .transfer.probes import baselines, mean_std, probe
+from .transfer.probes import baselines, labelled_set, mean_std, probe
 from .transfer.finetune import classify, supervised
 
 # %% ../nbs/50_ablations.ipynb #59b97a14
@@ -234,6 +234,7 @@ def _plan(
     "What is run, in which order: seed by seed. Of random networks there are three or more."
     if bad := [r for r in rows if r not in ROWS | CONTROLS]:
         raise SpotError(f'no row {bad[0]!r}: use {", ".join(ROWS | CONTROLS)}')
+    if seeds < 1 or not rows: raise SpotError('nothing to run: give one row and one seed or more')
     def runs(row): return max(3, seeds) if row in ('random', 'rescaled') else seeds
     return [(row, seed) for seed in range(first, first + max(3, seeds))
             for row in dict.fromkeys(rows) if seed < first + runs(row)]
@@ -252,7 +253,8 @@ def ablate(
     progress=True    # say which row it is, and show bars
 )->list:             # of all results in `out`, this call's and earlier ones', in the order of Table 1
     "Runs the rows, one seed after the other, skips what is finished, and writes the tables anew after each."
-    runs = _plan(rows, base.seed, seeds)
+    runs = _plan([rows] if isinstance(rows, str) else rows, base.seed, seeds)
+    train, test = labelled_set(train, base.size), labelled_set(test, base.size, held_out=True)
     Path(out).mkdir(parents=True, exist_ok=True)
     with alone_in(out):
         results = load_results(out, identity('baseline', base, train, test, labels, head_epochs))

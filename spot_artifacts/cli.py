@@ -122,16 +122,10 @@ def pick_device(
 )->str:     # a device that computes
     "The device by that name; auto is a GPU where there is one. SpotError if it cannot be used."
     import torch
-    from spot_artifacts.core import SpotError, launched
+    from spot_artifacts.core import launched, usable_device
     if name == 'auto' and not torch.cuda.is_available(): return 'cpu'
     if name == 'auto': return f'cuda:{os.environ["LOCAL_RANK"] if launched() > 1 else 0}'
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except Exception as e:              # each of PyTorch's backends has errors of its own
-        why = (str(e) or type(e).__name__).splitlines()[0].split('. ')[0].rstrip('.')
-        raise SpotError(f'--device {name}: not usable here ({why}). Try --device cpu.') from None
-    return 'cpu' if device.type == 'cpu' else name
+    return 'cpu' if usable_device(name).type == 'cpu' else name
 
 # %% ../nbs/60_cli.ipynb #3c1e8a09
 def next_free(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SpotError', 'ImagesError', 'RecipeError', 'WeightsError', 'CheckpointError', 'RunError', 'Diverged', 'OutOfMemory',
            'DiskError', 'has_bf16', 'autocast', 'full', 'bars', 'free_memory', 'is_out_of_memory', 'enough_memory',
-           'device_name', 'launched', 'rank', 'world_size', 'shard', 'all_gather', 'all_reduce_mean', 'lock_file',
-           'remove_unused', 'is_temporary', 'new_file', 'atomic_write', 'write_json', 'cache_dir', 'provenance',
-           'commit']
+           'usable_device', 'device_name', 'launched', 'rank', 'world_size', 'shard', 'all_gather', 'all_reduce_mean',
+           'lock_file', 'remove_unused', 'is_temporary', 'new_file', 'atomic_write', 'write_json', 'cache_dir',
+           'provenance', 'commit']
 
 # %% ../nbs/00_core.ipynb #627768c8
 import json, os, platform, re, secrets, subprocess, sys, warnings
@@ -113,9 +113,20 @@ def enough_memory(
 ):
     "Inside, running out of memory is an `OutOfMemory` of one line."
     try: yield
-    except (MemoryError, RuntimeError) as e:
-        if not is_out_of_memory(e): raise
+    except Exception as e:              # fastai raises another one for an error without words in a callback
+        if not (is_out_of_memory(e) or is_out_of_memory(e.__context__)): raise
         raise OutOfMemory(f'{where}: memory is full. Try {helps}.') from None
+
+# %% ../nbs/00_core.ipynb #cb551151
+def usable_device(name): # cpu, cuda, cuda:1, or a torch.device
+    "The `torch.device`, if it computes here. SpotError if not."
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+        return device
+    except Exception as e:              # each of PyTorch's backends has errors of its own
+        why = (str(e) or type(e).__name__).splitlines()[0].split('. ')[0].rstrip('.')
+        raise SpotError(f'--device {name}: not usable here ({why}). Try --device cpu.') from None
 
 # %% ../nbs/00_core.ipynb #7b378b0b
 def device_name(device): # cpu, cuda, cuda:1

@@ -26,6 +26,17 @@ def sha256_of(tensors): # any number of them
     return h.hexdigest()
 
 # %% ../nbs/01_data.ipynb #52d8eddc
+def _checked(labels, n, classes, name):
+    "Labels as int64. ImagesError unless there is one for each of n images, an index into `classes`."
+    labels, most = torch.as_tensor(labels), len(classes) - 1 if classes else torch.inf
+    if labels.is_floating_point() or labels.is_complex() or labels.shape != (n,):
+        raise ImagesError(f'{name}: {labels.dtype} labels {tuple(labels.shape)} of {n} images. '
+                          f'Give whole numbers ({n},), indices into the classes.')
+    if n and not 0 <= labels.min() <= labels.max() <= most:
+        raise ImagesError(f'{name}: labels from {labels.min()} to {labels.max()}, and {len(classes)} classes. '
+                          'A label is the index of a class, from 0.')
+    return labels.long()
+
 class ImageSet:
     "Images of one size, with labels where there are any. A part of a set shares the whole set's memory."
     def __init__(self,
@@ -38,8 +49,9 @@ class ImageSet:
     ):
         if images.dtype != torch.uint8 or images.shape[1:] != (3, *images.shape[-1:]*2):
             raise ImagesError(f'{name}: a {images.dtype} tensor {tuple(images.shape)}. Give uint8 (N, 3, S, S).')
-        store_attr('labels,classes,name,skipped,rows')
-        self.store = images
+        store_attr('classes,name,skipped,rows')
+        self.store, self.labels = images, None
+        if labels is not None: self.labels = _checked(labels, len(self), classes, name)
 
     def __len__(self): return len(self.store if self.rows is None else self.rows)
     def __repr__(self):
@@ -303,8 +315,10 @@ class TensorDL:
         device='cpu'      # where batches are made
     ):
         store_attr()
+        if bs < 1: raise ImagesError(f'{data.name}: a batch of {bs} images. Give bs=1 or more.')
         self.n, self.given, self.steps = len(data), steps, steps or math.ceil(len(data)/bs)
-        if self.n < 1 + shuffle: raise ImagesError(f'{data.name}: {self.n} image cannot make a batch. Give at least 2.')
+        if self.n < 1 + shuffle:
+            raise ImagesError(f'{data.name}: {self.n} images cannot make a batch. Give at least {1 + shuffle}.')
         self.to(device)
     def to(self, device):
         "Puts the images on `device`, if they fit, and restarts the random numbers there."
@@ -373,6 +387,13 @@ def show_batch(self:TensorDL, max_n=8):
     "The first images of a batch, with class names where there are any."
     x, *y = [t[:max_n] for t in self.one_batch()]
     show_grid(x, [self.data.classes[c] for c in y[0]] if y and self.data.classes else (), cols=8)
+
+@patch
+def show_results(self:TensorDL, batch, decoded, max_n=8, **kw): # images and labels; class numbers
+    "The first images of a batch, with their classes and those that were predicted."
+    x, *y = [t[:max_n] for t in batch]
+    names, found = self.data.classes, [self.data.classes[c] for c in decoded[:max_n]]
+    show_grid(x, [f'{names[t]}: {f}' for t, f in zip(y[0], found)] if y else found, cols=8)
 
 # %% ../nbs/01_data.ipynb #66415b75
 def spot_dls(

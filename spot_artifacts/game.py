@@ -67,7 +67,9 @@ class ReplayBuffer(Stateful):
                  share=.5,     # of the fakes that C sees
                  batches=4):   # size of the buffer, in batches
         self.share, self.batches, self.fakes, self.masks = share, batches, None, None
-    def _pick(self, n): return torch.randperm(len(self.fakes), device=self.fakes.device)[:int(self.share*n)]
+    def _pick(self, n):
+        order = torch.randperm(len(self.fakes), generator=get_model(self.model).g, device=self.fakes.device)
+        return order[:int(self.share*n)]
     def before_batch(self):
         if not self.training or self.fakes is None: return
         x, pick = self.xb[0], self._pick(len(self.xb[0]))

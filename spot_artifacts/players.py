@@ -6,6 +6,9 @@
 __all__ = ['as_constants', 'two_passes', 'shared_trunk', 'TwoPlayers', 'splitter']
 
 # %% ../nbs/21_players.ipynb #938bae80
+from contextlib import contextmanager
+
+# %% ../nbs/21_players.ipynb #6ffd62b1
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -60,7 +63,8 @@ class TwoPlayers(nn.Module):
                  recipe,         # `Recipe`
                  backbone=None): # C's convolutions, see 14_backbone; None: AlexNet
         super().__init__()
-        r = self.recipe = recipe
+        r, self.g = recipe, None                        # g: a `torch.Generator`, see `seeded`; None: torch's own
+        self.recipe = r
         gan = r.fakes == 'gan'
         self.encoder = autoencoder.encoder
         self.repaired = RepairedDecoder(autoencoder.decoder, 'none' if gan else r.repair, r.repair_blocks, r.slope,
@@ -92,7 +96,7 @@ def fill_in(self:TwoPlayers,
             phi,    # feature (N, L, M, M)
            mask):  # Omega (N, 1, M, M)
     "phi-hat (N, L, M, M): dropped entries are filled as the recipe says (section 3)."
-    fill = noise_like(phi) if self.recipe.fill == 'noise' else local_mean(phi, self.recipe.mean_counts_padding)
+    fill = noise_like(phi, self.g) if self.recipe.fill == 'noise' else local_mean(phi, self.recipe.mean_counts_padding)
     return damage(phi, mask, fill)
 
 @patch
@@ -108,14 +112,14 @@ def make_fakes(self:TwoPlayers,
                phi_hat,  # damaged feature (N, L, M, M)
                mask):    # Omega (N, 1, M, M)
     "Fakes (N, 3, S, S): repaired and decoded, or a GAN's."
-    return self.repaired(phi_hat, mask) if self.generator is None else self.generator.sample(len(mask))
+    return self.repaired(phi_hat, mask) if self.generator is None else self.generator.sample(len(mask), self.g)
 
 @patch
 def dropped_units(self:TwoPlayers, x):
     "Dropout's factors for C's class head, for N real images and N fakes; None where nothing is dropped."
     keep, C = 1 - self.recipe.dropout, self.discriminator
     if keep == 1 or not self.training: return None
-    return (torch.rand(2*len(x), C.hidden, device=x.device) < keep)/keep
+    return (torch.rand(2*len(x), C.hidden, generator=self.g, device=x.device) < keep)/keep
 
 # %% ../nbs/21_players.ipynb #13aafad6
 def _verdict(logits, n):
@@ -133,7 +137,7 @@ def forward(self:TwoPlayers,
     m = n if r.fake_all else fresh                      # fakes of this step that R learns from
     with autocast(x.device, r.bf16):
         with torch.no_grad():
-            mask = draw_mask(m, r.grid, r.drop_rate, device=x.device)*(self.generator is None)
+            mask = draw_mask(m, r.grid, r.drop_rate, self.g, x.device)*(self.generator is None)
             phi = self.encoder(x)
             phi_hat = self.fill_in(phi[-m:], mask)
             real = self.repaired.decoder(phi) if r.real == 'replica' else x
@@ -143,6 +147,15 @@ def forward(self:TwoPlayers,
         real = real.to(seen.dtype)
         for_c, for_r = shared_trunk(C, real, fake, seen, self.dropped_units(x))
     return Game(x[-m:], mask, real, fake, seen_mask, _verdict(for_c, n), _verdict(for_r, m))
+
+# %% ../nbs/21_players.ipynb #2386315d
+@patch
+@contextmanager
+def seeded(self:TwoPlayers, seed): # of all that is drawn
+    "Inside, masks, noise and dropout follow from the seed, whatever else draws random numbers."
+    before, self.g = self.g, torch.Generator(next(self.parameters()).device).manual_seed(seed)
+    try: yield
+    finally: self.g = before
 
 # %% ../nbs/21_players.ipynb #def15442
 def splitter(players): # TwoPlayers

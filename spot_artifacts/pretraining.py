@@ -10,11 +10,12 @@ from time import perf_counter
 
 # %% ../nbs/28_pretraining.ipynb #a1232577
 import torch
-from .core import bars, enough_memory, rank, SpotError, WeightsError, world_size
+from .core import bars, enough_memory, rank, SpotError, usable_device, WeightsError, world_size
 from .data import random_split, TensorDL
+from .folders import as_image_set
 from .decoder import psnr
 from .losses import accuracy, chance_iou, mask_accuracy, mask_iou
-from .recipe import build
+from .recipe import build, seeded_weights
 from .training import get_dls, phase_learner
 from .monitor import (Bar, CollapseMonitor, EpochLog, FeatureMonitor, ImageGrid, LossStays,
                                     TerminateOnNaN)
@@ -45,12 +46,13 @@ def run_phase(
     rounds,     # in all
     out,        # the run's folder
     resume,     # go on after the last checkpoint?
-    progress    # as for `fit`
+    progress,   # as for `fit`
+    g=None      # the players' `torch.Generator`
 )->list:        # the rows of its log
     "Fits the learner that `make` builds to its end, or what is left after its checkpoint."
     log = EpochLog(out/f'{phase}.csv', progress and not bars() and not rank())
     parallel = [DataParallel()]*(world_size() > 1)
-    learn = make([log, TerminateOnNaN(), Checkpoint(out/f'{phase}.ckpt'), *parallel])
+    learn = make([log, TerminateOnNaN(), Checkpoint(out/f'{phase}.ckpt', g), *parallel])
     if resume: learn.checkpoint.restore()
     rows = log.state_dict()['rows']
     if rounds > len(rows): fit(learn, rounds - len(rows), progress)
@@ -80,12 +82,12 @@ def _run_phases(players, data, recipe, out, device, resume, progress, cbs, auto_
     for phase, epochs, batch in (('auto', auto_epochs, recipe.ae_batch), ('game', recipe.epochs, recipe.batch)):
         start, logs[phase] = perf_counter(), []
         if not epochs: continue
-        torch.manual_seed(recipe.seed + rank())
         loader = ShardedDL if world_size() > 1 else TensorDL
         dls, rounds, total = get_dls(train, valid, recipe, epochs, batch, device, loader)
         more = [FeatureMonitor(), CollapseMonitor(), ImageGrid(out), *cbs] if phase == 'game' else []
         def make(extra): return phase_learner(phase, dls, players, recipe, total, [*extra, *more])
-        logs[phase] = run_phase(phase, make, rounds, out, resume, progress)
+        with players.seeded(recipe.seed + rank()):
+            logs[phase] = run_phase(phase, make, rounds, out, resume, progress, players.g)
         seconds[phase] = perf_counter() - start
     return logs, {phase: seconds.get(phase, 0.) for phase in logs}
 
@@ -102,9 +104,10 @@ def pretrain(
 ):                    # `TwoPlayers` in eval mode, {'auto', 'game'}: rows of the logs, the same: seconds
     "Both phases: E and D on eq. 3, then R against C on eq. 4 and 5."
     setup_distrib(device)
+    usable_device(device)
     with open_run(out, recipe, data, device, resume) as (out, recipe, data):
-        torch.manual_seed(recipe.seed)
-        players = sync_norms(build(recipe, backbone).to(device), device)
+        with seeded_weights(recipe.seed): players = build(recipe, backbone)
+        players = sync_norms(players.to(device), device)
         if autoencoder: adopt(players, autoencoder)
         auto_epochs = 0 if autoencoder else recipe.ae_epochs
         logs, seconds = _run_phases(players, data, recipe, out, device, resume, progress, cbs, auto_epochs)
@@ -121,12 +124,12 @@ def measure(
     seed=0      # of the masks
 ):              # accuracies and IoU in percent, None for a GAN's masks; PSNR of the replicas in dB
     "How well C plays, and how well E and D replicate, on held-out images."
-    torch.manual_seed(seed)
+    data = as_image_set(data, players.recipe.size)
     device, has_masks = next(players.eval().parameters()).device, players.recipe.fakes == 'repair'
     measures = dict(accuracy=accuracy, psnr=lambda g: psnr(players.repaired.decoder(players.encoder(g.x)), g.x))
     if has_masks: measures |= dict(balanced=mask_accuracy, iou=mask_iou, chance=chance_iou)
     total = dict.fromkeys(measures, 0.)
-    with enough_memory('measuring', f'bs={max(1, bs//2)}, or fewer images'):
+    with enough_memory('measuring', f'bs={max(1, bs//2)}, or fewer images'), players.seeded(seed):
         for batch in TensorDL(data, bs, device=device):
             game = players(batch[0].contiguous(memory_format=torch.channels_last))
             for k, value in measures.items(): total[k] += float(value(game))*len(game.x)/len(data)

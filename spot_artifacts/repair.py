@@ -115,6 +115,7 @@ class Generator(nn.Sequential):
             if isinstance(m, nn.ConvTranspose2d): nn.init.normal_(m.weight, std=.02)
 
     def sample(self,
-               n):      # number of images
+               n,       # number of images
+               generator=None): # torch.Generator on its device; None = torch's own
         "Images (n, 3, size, size) in [-1, 1] from fresh noise."
-        return self(torch.randn(n, self.noise, 1, 1, device=self[0].weight.device))
+        return self(torch.randn(n, self.noise, 1, 1, generator=generator, device=self[0].weight.device))

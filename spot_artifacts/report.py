@@ -16,6 +16,13 @@ from .backbone import LAYERS
 from .visualize import fakes_figure, maps_figure, plot_curves, plot_probes
 
 # %% ../nbs/53_report.ipynb #543f79af
+def _of_masks(mask): # part of the results
+    "What is said about the mask head."
+    return [(mask['balanced_accuracy'] >= 65, 'Balanced accuracy of the predicted mask on held-out fakes, at least '
+                                              f'65 %: {mask["balanced_accuracy"]:.1f} % (chance 50).'),
+            (mask['iou'] > mask['chance_iou'], 'Overlap (IoU) of predicted and truly dropped entries, above chance: '
+                                               f'{mask["iou"]:.1f} % against {mask["chance_iou"]:.1f} %.')]
+
 def verdicts(
     r           # a demo's results, as in results.json
 )->list:        # (met, sentence) pairs
@@ -25,10 +32,7 @@ def verdicts(
     return [
         (min(gain) >= 15, 'Pretrained minus random features, at least +15 points at conv3 to conv5: '
                           + ', '.join(f'{g:+.1f}' for g in gain) + '.'),
-        (mask['balanced_accuracy'] >= 65, 'Balanced accuracy of the predicted mask on held-out fakes, at least 65 %: '
-                                          f'{mask["balanced_accuracy"]:.1f} % (chance 50).'),
-        (mask['iou'] > mask['chance_iou'], 'Overlap (IoU) of predicted and truly dropped entries, above chance: '
-                                           f'{mask["iou"]:.1f} % against {mask["chance_iou"]:.1f} %.'),
+        *(_of_masks(mask) if mask['iou'] is not None else ()),          # a GAN drops nothing
         (55 < accuracy < 95, 'Neither player collapsed, C is right about real or corrupt in 55 to 95 % of cases: '
                              f'{accuracy:.1f} %.'),
         (minutes <= 8, f'At most 8 minutes: {minutes:.1f} on {r["device"]}.')]

@@ -98,7 +98,10 @@ def damaged(*files):
 class Checkpoint(Callback):
     "Keeps the state of a learner in a file, and puts it back."
     order = EpochLog.order + 10
-    def __init__(self, path): self.path, self.keep = Path(path), True   # the file; the one before it is kept beside it
+    def __init__(self,
+                 path,      # the file; the one before it is kept beside it
+                 g=None):   # the run's `torch.Generator`, kept too
+        self.path, self.g, self.keep = Path(path), g, True
     @property
     def stateful(self): return {cb.name: cb for cb in self.learn.cbs if isinstance(cb, Stateful)}
     def after_epoch(self):
@@ -109,7 +112,7 @@ class Checkpoint(Callback):
         cuda = self.dls.device.type == 'cuda'
         callbacks = {name: cb.state_dict() for name, cb in self.stateful.items()}
         state = dict(model=get_model(self.model).state_dict(), opt=self.opt.opt.state_dict(), callbacks=callbacks,
-                     order=self.dls.train.g.get_state(), rng=torch.get_rng_state(),
+                     order=self.dls.train.g.get_state(), rng=torch.get_rng_state(), g=self.g and self.g.get_state(),
                      cuda=torch.cuda.get_rng_state() if cuda else None)
         save_checkpoint(state, self.path, self.keep)
         self.keep = True
@@ -137,6 +140,7 @@ def _put_back(self:Checkpoint, file):
             if name in s['callbacks']: cb.load_state_dict(s['callbacks'][name])     # else it is new
         self.dls.train.g.set_state(s['order'].cpu())
         if rank(): return                   # the file holds the random numbers of the first process
+        if self.g: self.g.set_state(s['g'].cpu())
         torch.set_rng_state(s['rng'].cpu())
         if s['cuda'] is not None and self.dls.device.type == 'cuda': torch.cuda.set_rng_state(s['cuda'].cpu())
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError): raise damaged(file) from None
@@ -235,6 +239,8 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
     if resume:
         if not (out/'run.json').exists(): raise RunError(f'{out}: no run to resume there; start it without --resume')
         recipe = Recipe.load(out/'recipe.json')
+    elif not isinstance(recipe, Recipe):
+        raise RecipeError(f'{type(recipe).__name__}: no recipe. Give a Recipe, for example Recipe.small(64).')
     check_shares(recipe)
     data = as_image_set(data, recipe.size)
     about = provenance(data, device)
@@ -243,7 +249,9 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
         enough(data)                                    # too few images: say so before there is a folder
         free_folder(out)
         if world_size() > 1: dist.barrier()             # all have found the folder free
-        out.mkdir(parents=True, exist_ok=True)
+        try: out.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise RunError(f'{out}: no folder can be made there ({e.strerror}). Choose another --out.') from None
     with folder_lock(out):
         if not resume:
             if not rank(): free_folder(out)             # another start may have been faster

@@ -19,6 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from .core import WeightsError
 from .data import to_float
+from .folders import as_image_set
 from .damage import draw_mask
 from .backbone import LAYERS
 from .monitor import picture_rows
@@ -38,10 +39,11 @@ def discriminate(
 @torch.no_grad()
 def spot(
     players,     # TwoPlayers; they are put into eval mode
-    images       # (n, 3, S, S) uint8
+    images       # (n, 3, S, S) uint8, or an ImageSet
 ):               # P(real) (n,), P(dropped) of every entry (n, M, N), and what C was shown (n, 3, S, S) in [-1, 1]
     "C's answers for images. As in training, it is shown their replicas (section 4.2)."
     players.eval()
+    images = as_image_set(images, players.recipe.size).images
     x = to_float(images.to(next(players.parameters()).device))
     seen = players.repaired.decoder(players.encoder(x)) if players.recipe.real == 'replica' else x
     return *discriminate(players, seen), seen.cpu()

@@ -10,9 +10,9 @@ from time import perf_counter
 
 # %% ../../nbs/32_compare.ipynb #3437bf82
 import torch
-from ..core import ImagesError
+from ..core import ImagesError, SpotError
 from ..data import ImageSet, random_order, random_subset
-from ..recipe import build
+from ..recipe import build, seeded_weights
 from .probes import (as_network, baselines, fit_probe, knn_probe, labelled_set,
                                             layer_features, layer_names, mean_std, probe)
 from .finetune import classify, supervised, words_of
@@ -39,7 +39,7 @@ def measure_all(
 )->dict:        # name: {layer: `mean`, `sd` (ddof 1; None for a single number) and `seeds`, all accuracies}
     "The same measurement of all networks."
     out = {}
-    for name, nets in networks.items():
+    for name, nets in ((name, nets) for name, nets in networks.items() if nets):
         runs = [measure(net) for net in nets]
         seeds = {layer: [float(a) for r in runs for a in r[layer]['seeds']] for layer in runs[0]}
         out[name] = {layer: dict(mean_std(a), seeds=a) for layer, a in seeds.items()}
@@ -89,8 +89,8 @@ def per_class(
     order = random_order(len(data), seed)
     found = [order[data.labels[order] == c][:n] for c in range(len(data.classes))]
     few = min(map(len, found))
-    if few < n:
-        raise ImagesError(f'{data.name}: a class has {few} images, and {n} are wanted. Give a smaller number.')
+    if not 1 <= n <= few:
+        raise ImagesError(f'{data.name}: a class has {few} images, and {n} are wanted. Give 1 or more, and no more than there are.')
     return random_subset(data[torch.cat(found)], n*len(found), seed)
 
 # %% ../../nbs/32_compare.ipynb #7a2f9c60
@@ -103,8 +103,8 @@ def _few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds): # as for 
 
 def _from_scratch(recipe, data, test, steps, seed, device): # as for `few_labels`; labelled ImageSets
     "Test accuracy of a new network trained on the labels, percent."
-    torch.manual_seed(seed)
-    C, epochs = build(recipe).discriminator.to(device), steps*recipe.batch/len(data)
+    with seeded_weights(seed): C = build(recipe).discriminator.to(device)
+    epochs = steps*recipe.batch/len(data)
     return classify(C, data, test, recipe, epochs, 'linear', True, lr=1e-3, seed=seed, device=device)['accuracy']
 
 # %% ../../nbs/32_compare.ipynb #7a2f9c61
@@ -125,6 +125,7 @@ def few_labels(
     "Accuracy against the number of labels: probes of trained and of random features, and training from scratch."
     C = as_network(discriminator, device)
     train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size, held_out=True)
+    if layer not in layer_names(C): raise SpotError(f'no layer {layer!r}: use {", ".join(layer_names(C))}')
     controls, at = baselines(recipe, train, random_seeds, device), layer_names(C).index(layer)
     nets = dict(pretrained=[C], random=controls['random'], rescaled=controls['rescaled'])
     def features(net, data): return layer_features(net, data, feature_dim)[at]

@@ -25,7 +25,7 @@ from ..data import CentralCrop, random_order, random_subset, spot_dls, TensorDL
 from ..folders import stl10
 from ..backbone import AlexNet, LAYERS
 from ..game import LinearDecay
-from ..recipe import build
+from ..recipe import build, seeded_weights
 from ..training import adam, Bf16, both_phases, get_dls
 from ..pretraining import fit
 from .probes import (as_network, forward_layers, grids, labelled_set, layer_features,
@@ -105,6 +105,7 @@ def train_on_labels(
     most=300         # passes after which it stops, plateau or not
 ):                   # the model, in eval mode; what it took: `epochs` and, of a plateau, how it was found
     "Supervised training on random crops; with a given number of epochs the rate falls linearly to 1 %."
+    if epochs is not None and not 0 < epochs < np.inf: raise SpotError(f'epochs must be more than 0, and is {epochs}.')
     model = Bf16(model.to(device, memory_format=torch.channels_last), recipe.bf16)
     if epochs is None:
         learned, held = _hold_out_fifth(data, recipe.seed)
@@ -142,9 +143,9 @@ def supervised(
 ):                   # a Discriminator in eval mode; a dictionary: `epochs`, `best_epoch`, `validation_accuracy`, ...
     "C trained on labels instead of artifacts, until a held-out fifth of them no longer gets better."
     data = labelled_set(data, recipe.size)
-    torch.manual_seed(recipe.seed)
-    C = build(recipe).discriminator
-    linear = nn.Linear(C.class_head.fc1.in_features, len(data.classes))
+    with seeded_weights(recipe.seed):
+        C = build(recipe).discriminator
+        linear = nn.Linear(C.class_head.fc1.in_features, len(data.classes))
     model = nn.Sequential(C.backbone, C.class_head.flatten, linear)
     _, took = train_on_labels(model, data, recipe, None, lr, device, progress, most=most)
     return C.to(device).eval(), took

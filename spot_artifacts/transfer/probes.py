@@ -23,7 +23,7 @@ from ..core import enough_memory, ImagesError, SpotError
 from ..data import ImageSet, in_batches, random_order, to_float
 from ..folders import as_image_set
 from ..backbone import ResponseNorm
-from ..recipe import build
+from ..recipe import build, seeded_weights
 from ..runs import load_weights
 from fastai.callback.core import Callback
 from fastai.learner import ValueMetric
@@ -181,7 +181,8 @@ def labelled_set(
 )->ImageSet:
     "Images with labels. ImagesError if they have none."
     if held_out: source = getattr(source, 'valid_ds', source)
-    if not isinstance(source, ImageSet): source = as_image_set(source, size, labelled=True)
+    source = as_image_set(source, size, labelled=True)
+    if not len(source): raise ImagesError(f'{source.name}: no images. Give some.')
     if source.labels is None:
         raise ImagesError(f'{source.name}: a probe needs labels. Give a folder with one sub-folder per class.')
     return source
@@ -210,6 +211,7 @@ def probe(
 )->dict:                # per layer: `mean`, `sd` and `seeds` (test accuracies in percent), and the `l2` chosen
     "Linear probes on all frozen layers (section 5.2.3); the weights of `net` stay as they are."
     net, train, test = as_network(net, device), labelled_set(train, size), labelled_set(test, size, held_out=True)
+    if not len(seeds): raise SpotError('seeds: a probe needs one draw or more. Give seeds=(0,), for example.')
     if min(labels, len(train)) < 10:
         raise ImagesError(f'{min(labels, len(train))} labels are too few for a probe: give 10 or more.')
     from threadpoolctl import threadpool_limits
@@ -349,8 +351,7 @@ def baselines(
 )->dict:             # name: list of networks in eval mode
     "What has learned nothing: raw pixels; random networks, calibrated; the same rescaled, then calibrated."
     def fresh(seed):
-        torch.manual_seed(seed)
-        return build(recipe).discriminator.to(device)
+        with seeded_weights(seed): return build(recipe).discriminator.to(device)
     return dict(pixels=[RawPixels()], random=[calibrate(fresh(s), images) for s in seeds],
                 rescaled=[calibrate(rescale(fresh(s), images), images) for s in seeds])
 
