@@ -324,10 +324,12 @@ def features_figure(
     "Fig. 7: conv1's filters, and the patches that five units of each layer respond to most."
     C = players.discriminator
     filters = C.backbone.conv1.conv.weight.detach().float().cpu()
-    tiles = {'conv1 weights': filters/filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-9), **top_activations(C, images)}
+    largest = filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-9)
+    tiles = {'conv1 weights': filters/largest, **top_activations(C, images)}
     fig, axs = image_axes(3, 2, gap=.13, top=.2)
     for ax, (name, batch) in zip(axs.flat, tiles.items()):
-        if len(batch): ax.imshow(as_grid(batch, 5 if name in LAYERS else math.ceil(len(batch)**.5)), interpolation='nearest')
+        cols = 5 if name in LAYERS else math.ceil(len(batch)**.5)
+        if len(batch): ax.imshow(as_grid(batch, cols), interpolation='nearest')
         else: ax.text(.5, .5, 'dead: no unit responds\nto any of the images', ha='center', va='center', fontsize=10)
         size = f': {batch.shape[-1]} x {batch.shape[-1]} px' if name in LAYERS else ''
         ax.set_title(name + size, fontsize=10, pad=3)

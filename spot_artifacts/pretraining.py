@@ -10,6 +10,7 @@ from time import perf_counter
 
 # %% ../nbs/28_pretraining.ipynb #a1232577
 import torch
+from fastcore.foundation import L
 from .core import bars, enough_memory, rank, SpotError, usable_device, WeightsError, world_size
 from .data import random_split, TensorDL
 from .folders import as_image_set
@@ -84,7 +85,7 @@ def _run_phases(players, data, recipe, out, device, resume, progress, cbs, auto_
         if not epochs: continue
         loader = ShardedDL if world_size() > 1 else TensorDL
         dls, rounds, total = get_dls(train, valid, recipe, epochs, batch, device, loader)
-        more = [FeatureMonitor(), CollapseMonitor(), ImageGrid(out), *cbs] if phase == 'game' else []
+        more = [FeatureMonitor(), CollapseMonitor(), ImageGrid(out), *L(cbs)] if phase == 'game' else []
         def make(extra): return phase_learner(phase, dls, players, recipe, total, [*extra, *more])
         with players.seeded(recipe.seed + rank()):
             logs[phase] = run_phase(phase, make, rounds, out, resume, progress, players.g)
@@ -98,7 +99,7 @@ def pretrain(
     device='cpu',     # cpu, cuda, cuda:1
     resume=False,     # continue from the last checkpoint in `out`
     progress=True,    # show a bar or lines
-    cbs=(),           # more fastai callbacks for the game
+    cbs=(),           # more fastai callbacks for the game, one or several
     autoencoder=None, # a run whose E and D are taken as they are; phase 1 is left out
     backbone=None     # C's convolutions, see 14_backbone; None: AlexNet
 ):                    # `TwoPlayers` in eval mode, {'auto', 'game'}: rows of the logs, the same: seconds

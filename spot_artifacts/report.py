@@ -158,8 +158,10 @@ times a seam shows where a dropped entry meets a kept one.
 <h2>Where does C see artifacts?</h2>
 {% call picture(maps, 'Four fakes and two replicas; for each P(real), the mask that C predicts and the true mask') %}
 White: kept, black: dropped; in C's guess, grey is doubt. A replica has nothing dropped. C was taught masks on fakes.
+{% if r.mask.iou is not none %}
 On held-out fakes its guess is right for {{ '%.1f' % r.mask.balanced_accuracy }} % of the entries, kept and dropped
 weighing the same; chance is 50 %.
+{% endif %}
 {% endcall %}
 """
 

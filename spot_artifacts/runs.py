@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from .core import (atomic_write, CheckpointError, Diverged, is_out_of_memory, is_temporary, lock_file,
-                                 provenance, rank, RecipeError, RunError, WeightsError, world_size, write_json)
+                                 provenance, rank, RecipeError, RunError, usable_device, WeightsError, world_size,
+                                 write_json)
 from .data import enough
 from .folders import as_image_set
 from .players import TwoPlayers
@@ -171,6 +172,7 @@ def load_weights(
     backbone=None   # C's convolutions, if they are not AlexNet's: a fresh module like the one that was trained
 )->TwoPlayers:      # in eval mode
     "The networks of a run. SpotError when they are missing, damaged or of another architecture."
+    usable_device(device)
     path = Path(path)
     path = path/'weights.safetensors' if path.is_dir() else path
     recipe, state = _read_weights(path, device)

@@ -169,6 +169,12 @@ def _plot_lines(
     if len(lines) > 1 or level: ax.legend(fontsize=8)
     return fig
 
+def _overlap(game): # rows of the game's log
+    "The curve of the masks that C predicts."
+    lines = dict(mask_iou="C's guess", chance_iou="another image's mask")
+    return {'Overlap of guessed and true mask per step of the game':
+            _plot_lines('Does C find the dropped entries?', 'IoU, %', game, lines, 100, ylim=(0, 100))}
+
 def plot_curves(
     auto,         # rows of the autoencoder's log
     game          # rows of the game's log
@@ -176,7 +182,8 @@ def plot_curves(
     "The curves that show whether both players are alive."
     losses = dict(c_class_loss='C, class (eq. 4)', r_loss='R')
     accuracies = dict(accuracy='real or corrupt', mask_accuracy='mask, balanced')
-    overlaps = dict(mask_iou="C's guess", chance_iou="another image's mask")
+    has_masks = game and 'mask_iou' in game[0]                  # a GAN's fakes have none
+    if not has_masks: del accuracies['mask_accuracy']
     return {
         'PSNR of the replicas per step of the autoencoder':
             _plot_lines('Are the replicas good?', 'PSNR, dB', auto, dict(psnr='replica')),
@@ -184,8 +191,7 @@ def plot_curves(
             _plot_lines('Who is winning?', 'held-out loss', game, losses, level=(2*math.log(2), 'C at chance')),
         "C's accuracies per step of the game":
             _plot_lines('Is C right?', '% right', game, accuracies, 100, (50, 'chance'), (0, 102)),
-        'Overlap of guessed and true mask per step of the game':
-            _plot_lines('Does C find the dropped entries?', 'IoU, %', game, overlaps, 100, ylim=(0, 100))}
+        **(_overlap(game) if has_masks else {})}
 
 # %% ../nbs/51_visualize.ipynb #dfdac97a
 _PURPLE = '#aa4499'

@@ -9,7 +9,7 @@ from PIL import Image
 from spot_artifacts import ablations, folders
 from spot_artifacts.ablations import CONTROLS, PROTOCOL, ROWS, load_results, table_rows, to_csv, to_markdown
 from spot_artifacts.cli import main
-from spot_artifacts.core import RunError
+from spot_artifacts.core import RunError, SpotError
 from spot_artifacts.recipe import Recipe
 from spot_artifacts.toy import toy_images
 from spot_artifacts.runs import Checkpoint
@@ -323,3 +323,13 @@ def test_heads_are_trained_to_a_plateau_unless_epochs_are_given(monkeypatch, fin
     for words in without, [str(word) for word in command]:
         with pytest.raises(Enough): main(changed(words, rows='random', out=out.parent/'new'))
     assert asked == [None, 1]
+
+
+def test_what_cannot_be_run_is_one_line(tmp_path):
+    base, images = Recipe.small(32, width=.1, ae_width=.1), toy_images(40, 32, cache=False)
+    for how, says in ((dict(rows=()), 'nothing to run'), (dict(rows='random', seeds=0), 'nothing to run'),
+                      (dict(rows='nothing'), "no row 'nothing'")):
+        with pytest.raises(SpotError, match=says): ablations.ablate(images, images, base, tmp_path/'out', **how)
+    for train, test in (images, images[:0]), (images, toy_images(40, 64, cache=False)):
+        with pytest.raises(SpotError): ablations.ablate(train, test, base, tmp_path/'out', rows='random')
+    assert not (tmp_path/'out').exists()

@@ -2,10 +2,14 @@
 import subprocess, sys
 
 import numpy as np, pytest, torch
+from fastai.interpret import ClassificationInterpretation
+from fastai.learner import Learner, load_learner
+from fastai.losses import CrossEntropyLossFlat
+from torch import nn
 
 from spot_artifacts import data as data_module
 from spot_artifacts.core import ImagesError
-from spot_artifacts.data import ImageSet, in_batches, random_split, random_subset, TensorDL
+from spot_artifacts.data import ImageSet, in_batches, random_split, random_subset, spot_dls, TensorDL
 from spot_artifacts.toy import toy_images
 
 
@@ -109,3 +113,61 @@ print((peak() - before)/size)"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert .9 < float(done.stdout) < 1.3, done.stdout
+
+
+@pytest.mark.parametrize('labels, says', [
+    (torch.zeros(40), 'float32 labels'), (torch.zeros(39).long(), r'labels \(39,\) of 40 images'),
+    (torch.full((40,), 10), 'labels from 10 to 10, and 10 classes'), (torch.full((40,), -1), 'labels from -1'),
+    (torch.zeros(40, 1).long(), 'labels')], ids=str)
+def test_what_are_not_labels(data, labels, says):
+    with pytest.raises(ImagesError, match=says): ImageSet(data.images, labels, data.classes)
+
+
+def test_labels_in_a_list_or_as_bytes(data):
+    for labels in data.labels.tolist(), data.labels.byte(): assert data.fingerprint == ImageSet(data.images, labels).fingerprint
+
+
+@pytest.mark.parametrize('bs', [0, -1])
+def test_a_batch_of_nothing(data, bs):
+    with pytest.raises(ImagesError, match='bs=1 or more'): TensorDL(data, bs)
+
+
+@pytest.fixture(scope='module')
+def learner(data, tmp_path_factory):
+    "Any classifier on our loaders, fitted for an epoch."
+    from fastai.metrics import accuracy
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3*16*16, 10))
+    dls = spot_dls(data[:30], data[30:], 16, bs=8, steps=2)
+    learn = Learner(dls, net, CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path_factory.mktemp('learner'))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return learn
+
+
+def test_fastai_predicts_on_our_loaders(learner, data):
+    with learner.no_bar():
+        for i, part in enumerate((data[:30], data[30:])):
+            predictions, labels = learner.get_preds(ds_idx=i)
+            assert labels.equal(part.labels) and predictions.shape == (len(part), 10)
+        dl = learner.dls.test_dl(data[:5])
+        assert learner.get_preds(dl=dl, with_decoded=True)[0].shape == (5, 10)
+        learner.show_results()
+
+
+def test_fastai_interprets_on_our_loaders(learner, data):
+    with learner.no_bar():
+        seen = ClassificationInterpretation.from_learner(learner)
+        assert seen.confusion_matrix().sum() == 10 and seen.top_losses(2)[1].shape == (2,)
+        assert list(seen.vocab) == list(data.classes)
+        seen.print_classification_report()
+
+
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_an_exported_learner_has_no_images_and_predicts(learner, data):
+    learner.export()
+    file = learner.path/'export.pkl'
+    assert file.stat().st_size < 10*3*16*16*11*4
+    again = load_learner(file)
+    with learner.no_bar(), again.no_bar():
+        name, index, p = again.predict(data.images[0])
+        assert name == data.classes[index] and p.allclose(learner.get_preds(dl=learner.dls.test_dl(data[:1]))[0][0])
+        with pytest.raises(ImagesError, match='not images'): again.predict('cat.jpg')

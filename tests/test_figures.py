@@ -1,5 +1,6 @@
 "The paper's figures, of a run in miniature."
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 
 import matplotlib
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from spot_artifacts import figures
+from spot_artifacts.core import OutOfMemory
 from spot_artifacts.data import to_float
 from spot_artifacts.toy import toy_images
 from spot_artifacts.runs import load_weights
@@ -63,3 +65,25 @@ def test_the_panel_is_a_picture_without_a_kernel(players, held_out):
     fig = figures.damage_panel(players, held_out.images[0])
     assert len(fig.axes) == 4
     matplotlib.pyplot.close(fig)
+
+
+@pytest.mark.parametrize('kill', ['conv5', 'all'])
+def test_a_dead_network_has_figures_that_say_so(players, held_out, kill, tmp_path):
+    players = deepcopy(players)
+    if kill == 'conv5': players.discriminator.backbone.conv5.norm.bias.data.fill_(-100)
+    else:
+        for p in players.discriminator.parameters(): p.data.zero_()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fig = figures.features_figure(players, held_out.images)
+        assert len(figures.all_figures(players, held_out.images, tmp_path)) == 8
+    dead = [ax.get_title() for ax in fig.axes if any('dead' in t.get_text() for t in ax.texts)]
+    assert [title.split(':')[0] for title in dead][-1] == 'conv5' and len(dead) == (1 if kill == 'conv5' else 5)
+    matplotlib.pyplot.close(fig)
+
+
+def test_no_memory_for_a_figure(players, held_out, tmp_path, monkeypatch):
+    def fails(*args): raise MemoryError
+    monkeypatch.setattr(figures, 'features_figure', fails)
+    with pytest.raises(OutOfMemory, match='fig7: memory is full. Try fewer images'):
+        figures.all_figures(players, held_out.images, tmp_path)

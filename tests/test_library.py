@@ -59,3 +59,13 @@ def test_page_has_each_name(page):
         assert f'`{value.__module__}.{name}`' in shown and re.search(rf'\b{name}\b', code)
         if inspect.isfunction(value):
             assert f"{name}({', '.join(map(str, inspect.signature(value).parameters.values()))})" in shown
+
+
+def test_each_promise_names_tests_that_exist(page, root):
+    text = next(c.source for c in page.cells if c.source.startswith('## What is promised'))
+    rows = [line for line in text.splitlines() if line.startswith('| ') and 'promise | tests' not in line]
+    assert len(rows) > 9
+    for row in rows:
+        named = re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', row)
+        assert named, row
+        for file, name in named: assert f'\ndef {name}(' in (root/file).read_text(), f'{file}::{name}'

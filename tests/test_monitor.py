@@ -2,8 +2,11 @@
 
 import pytest, torch
 from fastai.callback.core import Callback
+from fastai.learner import ValueMetric
+from fastcore.foundation import L
 
 from spot_artifacts import training
+from spot_artifacts.game import Stateful
 from spot_artifacts.losses import GameLoss
 from spot_artifacts.core import Diverged, SpotError
 from spot_artifacts.toy import toy_images
@@ -87,3 +90,39 @@ def test_every_error_of_the_family_says_cause_and_fix():
     for kind in SpotError.__subclasses__():
         cause, *fix = kind.__doc__.split('. ')
         assert len(cause) > 20 and fix, kind
+
+
+class Once(Callback):
+    "A metric that a resumed run may lack."
+    def before_fit(self):
+        if 'extra' not in self.metrics.attrgot('name'): self.learn.metrics = self.metrics + L(ValueMetric(lambda: 1., 'extra'))
+
+
+class StopsAt(Callback):
+    order = 99
+    def __init__(self, epoch): self.at = epoch
+    def after_epoch(self):
+        if self.epoch == self.at: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('first, then', [([Once()], []), ([], [Once()])], ids=['lost', 'new'])
+def test_a_log_keeps_its_columns_when_a_run_goes_on_with_other_callbacks(first, then, data, tmp_path):
+    recipe = Recipe.small(32, **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(data, recipe, tmp_path/'run', progress=False, cbs=[*first, StopsAt(1)])
+    _, logs, _ = pretrain(data, recipe, tmp_path/'run', progress=False, resume=True, cbs=then)
+    head, *rows = (line.split(',') for line in (tmp_path/'run/game.csv').read_text().splitlines())
+    assert len(rows) == len(logs['game']) == 8 and all(len(row) == len(head) for row in rows)
+    column = [row[head.index('extra')] for row in rows]
+    assert column == (['1']*2 + ['']*6 if first else ['']*2 + ['1']*6)
+    assert head.index('lr_r') and float(rows[-1][head.index('lr_r')]) == pytest.approx(logs['game'][-1]['lr_r'], rel=1e-4)
+
+
+def test_a_callback_with_a_memory_may_join_later(data, tmp_path):
+    class Counts(Stateful):
+        keeps, n = ('n',), 0
+        def after_step(self): self.n += 1
+    recipe, cb = Recipe.small(32, **QUICK), Counts()
+    with pytest.raises(KeyboardInterrupt): pretrain(data, recipe, tmp_path/'run', progress=False, cbs=StopsAt(1))
+    pretrain(data, recipe, tmp_path/'run', progress=False, resume=True, cbs=cb)
+    assert cb.n > 0

@@ -2,12 +2,17 @@
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import ShowGraphCallback
+from fastai.learner import load_learner
 
 from spot_artifacts.core import Diverged
 from spot_artifacts.data import random_split
+from spot_artifacts.losses import Game, Verdict
 from spot_artifacts.monitor import TerminateOnNaN
 from spot_artifacts.pretraining import fit, measure, pretrain
 from spot_artifacts.recipe import Recipe, build
+from spot_artifacts.report import verdicts
 from spot_artifacts.runs import load_weights
 from spot_artifacts.toy import toy_images
 from spot_artifacts.training import game_learner, game_loss, get_dls
@@ -138,3 +143,28 @@ def test_bf16_gradients_are_near_those_of_fp32(data):
         game_loss(players.recipe)(players(x)).backward()
         grads.append(torch.cat([p.grad.flatten() for p in players.discriminator.parameters()]))
     assert torch.cosine_similarity(*grads, dim=0) > .99
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_the_game_is_a_learner_like_any_other(data, tmp_path):
+    "Cast, collected, shown and exported by fastai."
+    learn, rounds = learner(data, tiny(), cbs=[ShowGraphCallback(), MixedPrecision()])
+    learn.path = tmp_path
+    fit(learn, 2, progress=False)
+    learn.remove_cbs([learn.show_graph, learn.mixed_precision])
+    with learn.no_bar(): game, x = learn.get_preds()
+    assert isinstance(game, Game) and isinstance(game.for_c, Verdict) and game.x.equal(x) and len(x) == 4
+    learn.export()
+    again = load_learner(tmp_path/'export.pkl')
+    assert all(a.equal(b) for a, b in zip(learn.model.state_dict().values(), again.model.state_dict().values()))
+
+
+def test_a_gan_has_a_demo_and_figures(tmp_path):
+    from spot_artifacts.cli import demo
+    from spot_artifacts.figures import all_figures
+    recipe = Recipe.demo(size=32, width=.1, ae_width=.1, ae_epochs=.5, epochs=.5, fakes='gan')
+    few = dict(images=100, tests=50, labels=60, seeds=(0,), random_seeds=(0,), most=1)
+    results = demo(tmp_path/'demo', recipe=recipe, plan=few)
+    assert len(verdicts(results)) == 3 and results['mask']['iou'] is None
+    assert 'its guess is right' not in (tmp_path/'demo/report.html').read_text()
+    assert all_figures(load_weights(tmp_path/'demo'), toy_images(20, 32, seed=1).images, tmp_path/'figures')

@@ -90,7 +90,8 @@ def per_class(
     found = [order[data.labels[order] == c][:n] for c in range(len(data.classes))]
     few = min(map(len, found))
     if not 1 <= n <= few:
-        raise ImagesError(f'{data.name}: a class has {few} images, and {n} are wanted. Give 1 or more, and no more than there are.')
+        raise ImagesError(f'{data.name}: a class has {few} images, and {n} are wanted. '
+                          'Give 1 or more, and no more than there are.')
     return random_subset(data[torch.cat(found)], n*len(found), seed)
 
 # %% ../../nbs/32_compare.ipynb #7a2f9c60

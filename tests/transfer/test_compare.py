@@ -43,3 +43,9 @@ def test_report_is_whole(net, sets):
     assert heads['random']['frozen']['sd'] is not None
     assert list(r['knn']['networks']) == list(r['probe']['networks']) == NETWORKS
     assert all(r[k]['protocol'] for k in ('probe', 'knn', 'head', 'few_labels')) and json.dumps(r)
+
+
+def test_numbers_and_layers_that_are_not_there(net, sets):
+    for wrong, says in ((dict(numbers=(0,)), '0 are wanted'), (dict(layer='conv9'), "no layer 'conv9'")):
+        with pytest.raises(SpotError, match=says):
+            few_labels(net, SMALL, *sets, **{**dict(numbers=(1,), seeds=(0,), steps=1, random_seeds=(0,)), **wrong})

@@ -137,3 +137,14 @@ def test_onnx_computes_the_same(net, tmp_path):
 def test_onnx_names_what_is_missing(net, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(SpotError, match='pip install onnx onnxscript'): export_onnx(net, tmp_path/'c.onnx', 32)
+
+
+def test_what_cannot_be_trained_is_one_line(net, sets, monkeypatch):
+    train, test = sets
+    for epochs in 0, -1, float('nan'), float('inf'):
+        with pytest.raises(SpotError, match='epochs must be more than 0'): classify(net, train, test, SMALL, epochs)
+    other = ImageSet(torch.zeros(20, 3, 40, 40, dtype=torch.uint8), torch.arange(20) % 10, train.classes)
+    with pytest.raises(SpotError, match='40 px, not 32 px'): classify(net, other, test, SMALL)
+    def fails(*args): raise MemoryError
+    with pytest.raises(SpotError, match='labels, a batch of 32 images of 32 px: memory is full. Try batch 16'):
+        train_on_labels(transfer_model(net, 10), train, SMALL, 1, 1e-3, progress=False, loss=fails)

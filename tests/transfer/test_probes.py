@@ -184,3 +184,14 @@ def test_monitor_adds_a_column(sets, tmp_path):
     assert rows[-1][column] == pytest.approx(knn_probe(watched[0], *sets, k=5)['conv4']['mean'])
     drop = lambda r: {k: v for k, v in r.items() if k != column}
     assert [drop(r) for r in rows] == plain[1]['game'], 'watching changes nothing'
+
+
+def test_what_cannot_be_measured_is_one_line(net, sets, monkeypatch):
+    train, test = sets
+    for images in (train[:0], test), (train, test[:0]):
+        for measure in probe, knn_probe:
+            with pytest.raises(SpotError, match='no images'): measure(net, *images)
+    with pytest.raises(SpotError, match='one draw or more'): probe(net, train, test, seeds=())
+    def fails(*args): raise MemoryError
+    monkeypatch.setattr(probes, 'pool_to', fails)
+    with pytest.raises(OutOfMemory, match='features: memory is full. Try bs=125'): knn_probe(net, train, test)
