@@ -318,7 +318,8 @@ class TensorDL:
         if bs < 1: raise ImagesError(f'{data.name}: a batch of {bs} images. Give bs=1 or more.')
         self.n, self.given, self.steps = len(data), steps, steps or math.ceil(len(data)/bs)
         if self.n < 1 + shuffle:
-            raise ImagesError(f'{data.name}: {self.n} image{"s"*(self.n != 1)} cannot make a batch. Give at least {1 + shuffle}.')
+            many = f'{self.n} image' + 's'*(self.n != 1)
+            raise ImagesError(f'{data.name}: {many} cannot make a batch. Give at least {1 + shuffle}.')
         self.to(device)
     def to(self, device):
         "Puts the images on `device`, if they fit, and restarts the random numbers there."

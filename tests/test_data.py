@@ -124,7 +124,8 @@ def test_what_are_not_labels(data, labels, says):
 
 
 def test_labels_in_a_list_or_as_bytes(data):
-    for labels in data.labels.tolist(), data.labels.byte(): assert data.fingerprint == ImageSet(data.images, labels).fingerprint
+    for labels in data.labels.tolist(), data.labels.byte():
+        assert ImageSet(data.images, labels).fingerprint == data.fingerprint
 
 
 @pytest.mark.parametrize('bs', [0, -1])

@@ -95,7 +95,8 @@ def test_every_error_of_the_family_says_cause_and_fix():
 class Once(Callback):
     "A metric that a resumed run may lack."
     def before_fit(self):
-        if 'extra' not in self.metrics.attrgot('name'): self.learn.metrics = self.metrics + L(ValueMetric(lambda: 1., 'extra'))
+        if 'extra' in self.metrics.attrgot('name'): return
+        self.learn.metrics = self.metrics + L(ValueMetric(lambda: 1., 'extra'))
 
 
 class StopsAt(Callback):
@@ -115,7 +116,7 @@ def test_a_log_keeps_its_columns_when_a_run_goes_on_with_other_callbacks(first, 
     assert len(rows) == len(logs['game']) == 8 and all(len(row) == len(head) for row in rows)
     column = [row[head.index('extra')] for row in rows]
     assert column == (['1']*2 + ['']*6 if first else ['']*2 + ['1']*6)
-    assert head.index('lr_r') and float(rows[-1][head.index('lr_r')]) == pytest.approx(logs['game'][-1]['lr_r'], rel=1e-4)
+    assert float(rows[-1][head.index('lr_r')]) == pytest.approx(logs['game'][-1]['lr_r'], rel=1e-4)
 
 
 def test_a_callback_with_a_memory_may_join_later(data, tmp_path):

@@ -11,12 +11,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 
 from spot_artifacts.backbone import LAYERS, TorchvisionBackbone
-from spot_artifacts.core import SpotError
+from spot_artifacts.core import OutOfMemory, SpotError
 from spot_artifacts.data import ImageSet, spot_dls
 from spot_artifacts.discriminator import Discriminator
 from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe, build
 from spot_artifacts.runs import save_weights
+from spot_artifacts.transfer import probes
 from spot_artifacts.transfer.finetune import probe_sgd, transfer_body
 from spot_artifacts.transfer.probes import (KNNMonitor, TorchProbe, as_frame, as_network, calibrate, fit_probe, knn,
                                             knn_probe, labelled_set, probe, rescale)
