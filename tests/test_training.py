@@ -150,7 +150,7 @@ def test_the_game_is_a_learner_like_any_other(data, tmp_path):
     "Cast, collected, shown and exported by fastai."
     learn, rounds = learner(data, tiny(), cbs=[ShowGraphCallback(), MixedPrecision()])
     learn.path = tmp_path
-    fit(learn, 2, progress=False)
+    learn.fit(2)
     learn.remove_cbs([learn.show_graph, learn.mixed_precision])
     with learn.no_bar(): game, x = learn.get_preds()
     assert isinstance(game, Game) and isinstance(game.for_c, Verdict) and game.x.equal(x) and len(x) == 4
