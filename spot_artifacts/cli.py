@@ -19,11 +19,10 @@ from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 
-# %% ../nbs/60_cli.ipynb #3c1e8a02
-def printable(text):
-    "Text without control characters: a file's name cannot move the cursor or colour the terminal."
-    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+# %% ../nbs/60_cli.ipynb #677f57e0
+from .core import printable
 
+# %% ../nbs/60_cli.ipynb #3c1e8a02
 def one_line(text):
     "All of a text in one printable line."
     return printable(' '.join(str(text).split()))

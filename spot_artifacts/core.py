@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SpotError', 'ImagesError', 'RecipeError', 'WeightsError', 'CheckpointError', 'RunError', 'Diverged', 'OutOfMemory',
-           'DiskError', 'has_bf16', 'autocast', 'full', 'bars', 'free_memory', 'is_out_of_memory', 'enough_memory',
-           'usable_device', 'device_name', 'launched', 'rank', 'world_size', 'shard', 'all_gather', 'all_reduce_mean',
-           'lock_file', 'remove_unused', 'is_temporary', 'new_file', 'atomic_write', 'write_json', 'cache_dir',
-           'provenance', 'commit']
+           'DiskError', 'has_bf16', 'autocast', 'full', 'bars', 'printable', 'free_memory', 'is_out_of_memory',
+           'enough_memory', 'usable_device', 'device_name', 'launched', 'rank', 'world_size', 'shard', 'all_gather',
+           'all_reduce_mean', 'lock_file', 'remove_unused', 'is_temporary', 'new_file', 'atomic_write', 'write_json',
+           'cache_dir', 'provenance', 'commit']
 
 # %% ../nbs/00_core.ipynb #627768c8
-import json, os, platform, re, secrets, subprocess, sys, warnings
+import json, os, platform, re, secrets, subprocess, sys, tempfile, warnings
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #91cc67cb
@@ -62,6 +63,10 @@ def full(t): # a tensor of floats
 def bars()->bool: # for `progress`
     "Is there a screen for progress bars? A pipe or a log file has none."
     return IN_NOTEBOOK or sys.stdout.isatty()
+
+def printable(text)->str:
+    "Text without control characters: a file's name cannot move the cursor or colour the terminal."
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 # %% ../nbs/00_core.ipynb #711dbc61
 def _group_room(
@@ -243,9 +248,13 @@ def write_json(path, value): # the file; anything that JSON can say
     atomic_write(path, lambda tmp: tmp.write_text(json.dumps(value, indent=1) + '\n'))
 
 # %% ../nbs/00_core.ipynb #e4543f32
+@lru_cache
+def _temporary(): return Path(tempfile.mkdtemp(prefix='spot_artifacts-'))
+
 def cache_dir() -> Path: # `$XDG_CACHE_HOME/spot_artifacts`, or `~/.cache/spot_artifacts`
-    "The folder for what can be made again."
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'spot_artifacts'
+    "The folder for what can be made again; for a user without a home, one of this process's own."
+    try: return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'spot_artifacts'
+    except RuntimeError: return _temporary()
 
 # %% ../nbs/00_core.ipynb #8af574ad
 def provenance(data, device): # ImageSet; where it was run

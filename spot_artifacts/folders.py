@@ -7,7 +7,8 @@ __all__ = ['CACHE_GB', 'load_image', 'list_images', 'where_kept', 'folder_images
            'as_image_set']
 
 # %% ../nbs/02_folders.ipynb #cf44ab92
-import hashlib, json, math, operator, os, sys, warnings
+import hashlib, json, math, operator, os, shutil, sys, warnings
+from collections import Counter
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -18,14 +19,16 @@ from threading import Lock
 import torch.nn.functional as F
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from .core import (bars, cache_dir, DiskError, free_memory, ImagesError, is_temporary, lock_file,
-                                 new_file, remove_unused)
+from PIL import features, Image, ImageFile, ImageOps, UnidentifiedImageError
+from .core import (bars, cache_dir, DiskError, enough_memory, free_memory, ImagesError, is_temporary,
+                                 lock_file, new_file, printable, remove_unused)
 from .data import ImageSet, sha256_of
 
 # %% ../nbs/02_folders.ipynb #5f475f76
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')    # what Pillow may decode, whatever the file's name says
+_AVIF = features.check('avif')      # since Pillow 11.3, where it was built with it
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff') + ('.avif',)*_AVIF
+_IGNORED = ('.gif', '.heic', '.heif', '.jxl', '.jp2', '.avif')      # images too, which are counted and named
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF') + ('AVIF',)*_AVIF    # whatever the file's name says
 
 @contextmanager
 def _strict_pillow():
@@ -40,6 +43,7 @@ def _strict_pillow():
 
 def _rgb(img):
     "A Pillow image of any mode as RGB: 16 bits to 8, transparent to white."
+    if img.mode == 'F': raise ValueError('pixels are fractions, not bytes')
     if img.mode.startswith('I'): return Image.fromarray((np.asarray(img) >> 8).astype(np.uint8)).convert('RGB')
     if img.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in img.info:
         img = img.convert('RGBA')
@@ -63,6 +67,7 @@ def _square(file, size):
         return 'not an image' if os.path.exists(file) and os.path.getsize(file) else 'empty file'
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return f'more than {Image.MAX_IMAGE_PIXELS/1e6:.0f} million pixels'
+    except MemoryError: raise
     except Exception as e:                          # decoders raise all kinds of errors on broken bytes
         return (getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0].split(' (')[0]
 
@@ -77,28 +82,48 @@ def load_image(
     return image
 
 # %% ../nbs/02_folders.ipynb #4b036b65
-def _image_files(folder, above=()):
-    "All image files in and below `folder`, sorted; `above`: the real folders that it lies in."
-    real = folder.resolve()
-    if real in above: return
-    with os.scandir(folder) as entries: found = sorted(entries, key=lambda e: e.name)
-    for e in found:
-        if e.name.startswith('.'): continue
-        p = folder/e.name
+def _in_order(folder):
+    "The folder's entries by name, and what tells it from all others."
+    about = folder.stat()
+    with os.scandir(folder) as entries: return iter(sorted(entries, key=lambda e: e.name)), (about.st_dev, about.st_ino)
+
+def _all_files(folder):
+    "All files in and below `folder`, sorted. A folder that lies in itself, by a link, is entered once."
+    inside = [(folder, *_in_order(folder))]
+    while inside:
+        here, entries, _ = inside[-1]
+        if not (e := next(entries, None)):
+            inside.pop()
+            continue
+        p = here/e.name
         known = p if e.is_symlink() else e                      # an entry knows its kind without asking the disk again
-        if known.is_dir(): yield from _image_files(p, (*above, real))
-        elif p.suffix.lower() in SUFFIXES and (known.is_file() or not p.exists()): yield p    # no pipe: it may hang
+        if e.name.startswith('.'): continue
+        if not known.is_dir():
+            if known.is_file() or not p.exists(): yield p       # no pipe: it may hang
+            continue
+        below = _in_order(p)
+        if below[1] not in (of for *_, of in inside): inside.append((p, *below))
+
+def _other_kinds(files):
+    "A sentence about images of kinds that are not read, or nothing."
+    kinds = Counter(k for f in files if (k := f.suffix.lower()) in _IGNORED and k not in SUFFIXES)
+    if not kinds: return ''
+    names = ', '.join(f'{n} {k}' for k, n in sorted(kinds.items()))
+    return f' {kinds.total()} files of other kinds ({names}) are not read: convert them to PNG or JPEG.'
 
 def list_images(
     path    # a folder
 ) -> list:  # of paths, sorted
-    "The image files (jpg, jpeg, png, webp, bmp) in a folder and all its sub-folders."
+    "The image files in a folder and all its sub-folders. The kinds are `SUFFIXES`; other kinds of images are named."
     path = Path(path).expanduser()
     if not path.exists(): raise ImagesError(f'{path}: no such folder. Give the folder that holds the images.')
     if not path.is_dir(): raise ImagesError(f'{path} is a file. Give the folder that holds the images.')
-    try: files = list(_image_files(path))
+    try: found = list(_all_files(path))
     except OSError as e: raise ImagesError(f'{e.filename}: {e.strerror}. Make this folder readable or move it away.')
-    if not files: raise ImagesError(f'{path}: no image in it or below it. Put {", ".join(SUFFIXES)} files there.')
+    files, others = [f for f in found if f.suffix.lower() in SUFFIXES], _other_kinds(found)
+    if not files:
+        raise ImagesError(f'{path}: no image in it or below it. Put {", ".join(SUFFIXES)} files there.{others}')
+    if others: print(printable(f'{path}:{others}'), file=sys.stderr)
     return files
 
 # %% ../nbs/02_folders.ipynb #aa8d410f
@@ -119,7 +144,7 @@ def _decoded(files, size, progress):
 def _say_skipped(path, n, skipped):
     "One line about the skipped files, on stderr."
     few = ', '.join(f'{file} ({why})' for file, why in skipped[:3]) + ', ...'*(len(skipped) > 3)
-    print(*f'{path}: skipped {len(skipped)} of {n} images: {few}'.split(), file=sys.stderr)    # no line ends of names
+    print(*printable(f'{path}: skipped {len(skipped)} of {n} images: {few}').split(), file=sys.stderr)
 
 # %% ../nbs/02_folders.ipynb #ad1115d3
 def _refuse(why):
@@ -137,10 +162,16 @@ def _decode_into(images, files, size, progress, strict):
             if strict: _refuse(why)
     return why
 
+def _what_fits(size):
+    "What to try where images of a size have filled the memory."
+    free = free_memory()
+    return 'a smaller size' + f', or at most {free/2/(3*size**2):,.0f} images'*(free is not None)
+
 def _read(files, size, progress, strict):
     "The images of the files as one tensor, and {file: reason} of those that cannot be used."
-    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    why = _decode_into(images, files, size, progress, strict)
+    with enough_memory(f'{len(files):,} images of {size} px', _what_fits(size)):
+        images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+        why = _decode_into(images, files, size, progress, strict)
     return images[:len(files) - len(why)], why
 
 # %% ../nbs/02_folders.ipynb #101c4982
@@ -266,7 +297,7 @@ def _class_folders(path):
     if len(names) < 2:
         raise ImagesError(f'{path}: {len(names)} class folders. If its images lie side by side, as in ImageNet\'s val, '
                           'link_listing sorts them by a listing.')
-    if all(len(n) == 1 for n in names):
+    if all(len(n) == 1 for n in names) and any(p.is_dir() for n in names for p in (path/n).iterdir()):
         raise ImagesError(f'{path}: folders {names[0]} to {names[-1]} are letters and the classes lie below, as in '
                           'Places. link_listing makes class folders from its listing.')
     return names
@@ -285,21 +316,42 @@ def split_folders(
     return train, val
 
 # %% ../nbs/02_folders.ipynb #fdf0e847
+def _listed(listing):
+    "(path, class) of each line of a listing: the first two columns between tabs, or a path and the last word."
+    try: lines = Path(listing).expanduser().read_text().splitlines()
+    except (OSError, ValueError) as e:
+        raise ImagesError(f'{listing}: cannot be read ({e}). Give a text file.') from None
+    for line in filter(None, map(str.strip, lines)):
+        file, label = line.split('\t')[:2] if '\t' in line else line.replace(',', ' ').rpartition(' ')[::2]
+        yield file.strip().strip('/'), label.strip().replace('/', '-').lstrip('.')
+
+def _links(listing, images):
+    "For each link (class, name) the image that it points to."
+    links = {}
+    for name, label in _listed(listing):
+        file, link = images/name, (label, name.replace('/', '-'))
+        if not label or '..' in Path(name).parts or not file.is_file():
+            raise ImagesError(f'{listing}: no file {file}. Give an image\'s path below {images} and its class.')
+        if links.setdefault(link, file) != file:
+            raise ImagesError(f'{listing}: {file} and {links[link]} would have one name in {label}. Rename one.')
+    return links
+
 def link_listing(
-    listing,     # a text file, each line: an image's path, a space or comma, its class
+    listing,     # a text file, each line: an image's path, a space, comma or tab, its class
     images,      # the folder that these paths start from
     out          # a new folder
 ) -> Path:       # `out`, with a folder of links per class
     "Class folders made from a listing, as ImageNet's val and Places need them. Nothing is copied."
     images, out = Path(images).expanduser().resolve(), Path(out).expanduser()
     if out.exists(): raise ImagesError(f'{out}: exists already. Give a new folder.')
-    for line in filter(None, map(str.strip, Path(listing).expanduser().read_text().splitlines())):
-        file, _, label = line.replace(',', ' ').rpartition(' ')
-        name, label = file.strip().strip('/'), label.replace('/', '-').lstrip('.')
-        if not (images/name).is_file():
-            raise ImagesError(f'{listing}: no file {images/name}. Give an image\'s path below {images} and its class.')
-        (out/label).mkdir(parents=True, exist_ok=True)
-        (out/label/name.replace('/', '-')).symlink_to(images/name)
+    links = _links(listing, images)
+    try:
+        for (label, name), file in links.items():
+            (out/label).mkdir(parents=True, exist_ok=True)
+            (out/label/name).symlink_to(file)
+    except OSError as e:
+        shutil.rmtree(out, ignore_errors=True)                  # so that it can be tried again
+        raise DiskError(f'{out}: could not be written ({e.strerror}).') from None
     return out
 
 # %% ../nbs/02_folders.ipynb #6dcb9994
@@ -347,10 +399,12 @@ def stl10(
         classes, labels = tuple((folder/'class_names.txt').read_text().split()), None
         if split != 'unlabeled':
             labels = torch.from_numpy(np.int64(_stl10_bytes(folder/f'{split}_y.bin', 1)[index, 0]) - 1)
+            if index.min() < 0 or not 0 <= labels.min() <= labels.max() < len(classes): raise IndexError
     except FileNotFoundError as e:
         raise ImagesError(f'{e.filename} is missing. Fetch STL-10 (2.6 GB) with download=True, '
                         f'or unpack stl10_binary.tar.gz in {root}.')
-    except IndexError: raise ImagesError(f'{folder}: files do not fit together. Fetch STL-10 again with download=True.')
+    except (IndexError, ValueError):
+        raise ImagesError(f'{folder}: files do not fit together. Fetch STL-10 again with download=True.') from None
     name = f'stl10-{split}' + (f'-fold{fold}' if fold is not None else '')
     images = _stl10_images(columns, index, size)
     return ImageSet(images, labels, classes if labels is not None else (), f'{name}-{size}')

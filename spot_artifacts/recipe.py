@@ -72,7 +72,9 @@ class Choices:
     @classmethod
     def load(cls, path): # a JSON file
         "From a file. RecipeError when it is missing, not JSON or wrong."
-        try: return cls.from_dict(json.loads(Path(path).read_text()), str(path))
+        try:
+            if Path(path).exists() and not Path(path).is_file(): raise ValueError('no regular file')
+            return cls.from_dict(json.loads(Path(path).read_text()), str(path))
         except FileNotFoundError: raise RecipeError(f'{path}: no such recipe. Name a JSON file.') from None
         except (ValueError, IsADirectoryError, RecursionError) as e:
             raise RecipeError(f'{path}: not JSON ({e}).') from None

@@ -155,7 +155,7 @@ def save_weights(players, path): # `TwoPlayers`; the .safetensors file
 
 def _read_weights(path, device):
     "Recipe and tensors of a file of weights."
-    if not path.exists():
+    if not path.is_file():
         raise WeightsError(f'{path}: no weights there; give a run folder of `spot-artifacts pretrain` '
                            'or a .safetensors file')
     try:

@@ -7,9 +7,10 @@ from images import write_images
 from PIL import Image, ImageFile
 
 from spot_artifacts import folders
-from spot_artifacts.core import ImagesError, lock_file, SpotError
+from spot_artifacts.core import ImagesError, lock_file, OutOfMemory, SpotError
 from spot_artifacts.data import ImageSet, spot_dls
-from spot_artifacts.folders import as_image_set, folder_images, list_images, load_image, stl10, where_kept
+from spot_artifacts.folders import (as_image_set, folder_images, link_listing, list_images, load_image, split_folders,
+                                    stl10, where_kept)
 from spot_artifacts.toy import toy_images
 
 CORNERS = [(220, 40, 40), (40, 200, 60), (50, 60, 210), (230, 220, 60)]    # red green / blue yellow
@@ -442,3 +443,84 @@ def test_a_folder_and_loaders_as_image_sets(tmp_path):
     assert as_image_set(dls).fingerprint == labelled[:4].fingerprint and as_image_set(labelled) is labelled
     assert as_image_set(torchvision.datasets.ImageFolder(str(tmp_path)), 16).fingerprint == labelled.fingerprint
     assert isinstance(as_image_set(labelled.images), ImageSet)
+
+
+def test_pipes_sockets_and_devices_are_left_alone(tmp_path):
+    write_images(tmp_path, 3)
+    os.mkfifo(tmp_path/'pipe.png')
+    (tmp_path/'device.png').symlink_to('/dev/zero')
+    assert len(folder_images(tmp_path, 32)) == 3
+
+
+def test_1200_nested_folders(tmp_path, monkeypatch):
+    write_images(tmp_path, 3)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir('n')
+        os.chdir('n')
+    Image.new('RGB', (40, 40)).save('deep.png')
+    assert len(folder_images(tmp_path, 32)) == 4
+    subprocess.run(['rm', '-r', tmp_path/'n'], check=True)      # pytest's own way is recursive
+
+
+def test_kinds_that_are_not_read_are_counted_and_named(tmp_path, capsys):
+    write_images(tmp_path, 2)
+    for name in 'a.gif', 'b.HEIC', 'c.heic', 'notes.txt': (tmp_path/name).write_bytes(b'x')
+    Image.new('RGB', (40, 40)).save(tmp_path/'d.tiff')
+    assert len(folder_images(tmp_path, 32)) == 3
+    assert '3 files of other kinds (1 .gif, 2 .heic) are not read: convert them' in capsys.readouterr().err
+    for file in tmp_path.glob('*.[pt]*'): file.unlink()
+    with pytest.raises(ImagesError, match='no image .* 3 files of other kinds'): list_images(tmp_path)
+
+
+def test_a_name_cannot_reach_the_terminal(tmp_path, capsys):
+    write_images(tmp_path, 2)
+    (tmp_path/'\x1b[31mred\nline.png').write_bytes(b'x')
+    folder_images(tmp_path, 32)
+    said = capsys.readouterr().err
+    assert '\x1b' not in said and said.count('\n') == 1 and r'\x1b[31mred\nline.png' in said
+
+
+def test_classes_of_one_letter(tmp_path):
+    for split in 'train', 'val': write_images(tmp_path/split, 4, classes='01')
+    assert folder_images(split_folders(tmp_path)[0], 32, labelled=True).classes == ('0', '1')
+
+
+def test_listings(tmp_path):
+    images = write_images(tmp_path/'images', 3)
+    listing, out = tmp_path/'list.txt', tmp_path/'out'
+    for bad, says in (('00.png cat\n../list.txt dog', 'no file'), ('00.png', 'no file'), ('a.png cat', 'no file'),
+                      ('/etc/passwd cat', 'no file')):
+        listing.write_text(bad)
+        with pytest.raises(ImagesError, match=says): link_listing(listing, images, out)
+        assert not out.exists(), 'a failure must not be in the way of another try'
+    listing.write_text('00.png\tcat\t0\t0\n01.png dog\n02.png,cat')
+    link_listing(listing, images, out)
+    assert folder_images(out, 32, labelled=True).labels.tolist() == [0, 0, 1]
+    with pytest.raises(ImagesError, match='cannot be read'): link_listing(tmp_path, images, tmp_path/'new')
+
+
+@pytest.mark.parametrize('file, content', [('fold_indices.txt', b'0 1 x\n'), ('fold_indices.txt', b'0 99999\n'),
+                                           ('fold_indices.txt', b'-1 0\n'), ('fold_indices.txt', b'\xff\xfe'),
+                                           ('train_y.bin', bytes(40)), ('class_names.txt', b'cat\n')])
+def test_stl10_of_damaged_lists(tiny_stl10, file, content):
+    (tiny_stl10/'stl10_binary'/file).write_bytes(content)
+    with pytest.raises(ImagesError, match='do not fit together'): stl10(tiny_stl10, 'train', fold=0)
+
+
+def test_no_memory_to_read_is_not_a_damaged_image(tmp_path, monkeypatch):
+    write_images(tmp_path, 3)
+    def full(*args, **kw): raise MemoryError
+    monkeypatch.setattr(folders, 'free_memory', lambda: 3*32**2*20)
+    with monkeypatch.context() as m:
+        m.setattr(folders.ImageOps, 'fit', full)
+        with pytest.raises(OutOfMemory, match='3 images of 32 px: memory is full. Try .*, or at most 10 images'):
+            folder_images(tmp_path, 32)
+    assert not folder_images(tmp_path, 32).skipped
+
+
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    def nowhere(): raise RuntimeError('Could not determine home directory.')
+    monkeypatch.setattr(folders.Path, 'home', nowhere)
+    assert 'decoded once' in where_kept(100, 32)

@@ -11,8 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'tools'))
 import soak
 
 from spot_artifacts import core
-from spot_artifacts.core import CheckpointError, RunError
-from spot_artifacts.runs import before, digest, folder_lock, free_folder, load_checkpoint, save_checkpoint
+from spot_artifacts.core import CheckpointError, RecipeError, RunError, WeightsError
+from spot_artifacts.recipe import Recipe
+from spot_artifacts.runs import (before, digest, folder_lock, free_folder, load_checkpoint, load_weights,
+                                 save_checkpoint)
 
 
 def test_killed_and_resumed_is_left_alone():
@@ -105,3 +107,9 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, monkey
     assert 'does not fit into the memory of cpu' in fails_with(MemoryError())
     assert 'does not fit into the memory of cpu' in fails_with(RuntimeError("can't allocate memory"))
     assert 'damaged' in fails_with(RuntimeError('bad zip'))
+
+
+def test_a_pipe_is_neither_a_recipe_nor_weights(tmp_path):
+    os.mkfifo(tmp_path/'weights.safetensors')
+    with pytest.raises(WeightsError, match='no weights there'): load_weights(tmp_path)
+    with pytest.raises(RecipeError, match='not JSON .no regular file'): Recipe.load(tmp_path/'weights.safetensors')
