@@ -272,6 +272,7 @@ def cmd_pretrain(
     device='auto'
 ):
     "Learn features from a folder of images, without labels."
+    import torch
     from spot_artifacts.core import provenance, rank, write_json
     from spot_artifacts.data import random_split
     from spot_artifacts.folders import folder_images
@@ -285,6 +286,7 @@ def cmd_pretrain(
     data = folder_images(images, recipe.size, strict=strict)
     if steps: recipe = in_steps(recipe, len(random_split(data)[0]), steps)
     if began: check_same(began, recipe, out)
+    torch.manual_seed(recipe.seed)                      # a run has its own; this is for what else draws numbers
     with stopped_with(lambda: f'{out} is kept: continue with --resume.' if (out/'run.json').exists() else ''):
         cbs = [TensorBoardLog(out/'tensorboard')] if tensorboard and not rank() else []
         players, _, seconds = pretrain(data, recipe, out, device, resume, cbs=cbs)

@@ -12,7 +12,7 @@ from spot_artifacts.cli import main
 from spot_artifacts.core import RunError, SpotError
 from spot_artifacts.recipe import Recipe
 from spot_artifacts.toy import toy_images
-from spot_artifacts.runs import Checkpoint
+from spot_artifacts.runs import Checkpoint, folder_lock
 
 SMALL = ['--size', '32', '--width', '.1', '--budget', '4', '--labels', '40', '--epochs', '1', '--device', 'cpu']
 
@@ -303,11 +303,11 @@ def test_from_the_disk_it_is_the_same(finished, photos, tmp_path, monkeypatch):
 
 def test_two_in_one_folder(copy, capsys):
     out, command = copy
-    with ablations.alone_in(out):
+    with folder_lock(out):
         code = f'import sys; from spot_artifacts.cli import main; main({command!r})'
         other = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
         assert other.returncode == 1 and other.stderr.count('\n') == 1
-        assert 'another ablate is at work there' in other.stderr
+        assert 'in use by process' in other.stderr
     main(changed(command, rows='k'))
 
 

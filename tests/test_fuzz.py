@@ -250,7 +250,7 @@ def test_odd_names(odd, run, tmp_path):
     assert outcome(['pretrain', '--images', str(odd), '--out', str(tmp_path/'run\n<i>'), *words])[0] == 0
     words = '--labels 10 --seeds 1 --epochs 1 --device cpu --out'.split()
     status, said = outcome(['probe', '--weights', str(run), '--images', str(odd), *words, str(tmp_path/'p.json')])
-    assert status == 0 and said.count('\n') == 1 and "a b.png" in said, said
+    assert status == 0 and said.count('\n') == 1 and 'a\\nb.png' in said, said
     for file in sorted(odd.rglob('*.png'))[1:]:
         status, said = outcome(['spot', '--weights', str(run), '--out', str(tmp_path/'spotted'), '--device', 'cpu',
                                 '--', str(file)])
