@@ -267,6 +267,7 @@ def cmd_pretrain(
     epochs:EPOCHS=None,  # passes over the images in each of the two phases (default: the recipe's)
     seed=None,
     resume=False,        # continue the run in --out after its last checkpoint (default: start a new one)
+    keep=False,          # keep the weights after 1, 2, 4, 8, ... rounds too, to see what longer training gives
     tensorboard=False,   # write curves to RUN/tensorboard too (default: only CSV files)
     strict=False,
     device='auto'
@@ -278,6 +279,7 @@ def cmd_pretrain(
     from spot_artifacts.folders import folder_images
     from spot_artifacts.monitor import TensorBoardLog
     from spot_artifacts.pretraining import pretrain
+    from spot_artifacts.runs import KeepWeights
     device, out = pick_device(device), Path(out)
     began = begun(out) if resume else check_new(out, recipe)
     check_out(out, images)
@@ -288,7 +290,7 @@ def cmd_pretrain(
     if began: check_same(began, recipe, out)
     torch.manual_seed(recipe.seed)                      # a run has its own; this is for what else draws numbers
     with stopped_with(lambda: f'{out} is kept: continue with --resume.' if (out/'run.json').exists() else ''):
-        cbs = [TensorBoardLog(out/'tensorboard')] if tensorboard and not rank() else []
+        cbs = [KeepWeights(out)]*keep + [TensorBoardLog(out/'tensorboard')]*(tensorboard and not rank())
         players, _, seconds = pretrain(data, recipe, out, device, resume, cbs=cbs)
     if rank(): return                                   # of several processes, the first one writes
     learned, held_out = random_split(data, seed=recipe.seed)
