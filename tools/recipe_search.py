@@ -30,7 +30,7 @@ TRIALS = dict(
     lr_25e5=dict(lr=2.5e-4), repair_6e4=dict(repair_lr=6e-4), batch_32=dict(batch=32), history_0=dict(history=0.),
     all_fakes=dict(fake_all=True), lrn=dict(lrn=True), ae_epochs_1=dict(ae_epochs=1.))
 LABELS, VALUES = 5000, 2300
-AUTO = 'tanh', 'ae_width', 'ae_batch', 'ae_epochs', 'brightness', 'saturation', 'area'    # what an autoencoder depends on
+AUTO = 'tanh', 'ae_width', 'ae_batch', 'ae_epochs'      # trials that agree in these share one autoencoder
 
 
 def train(images, recipe, out, **more):
