@@ -57,7 +57,7 @@ class Word(dict):
     "How the words of an option are read: keywords for `add_argument`, and in `note` an end of its help text."
     def __repr__(self): return self.get('metavar') or ' | '.join(self['choices'])
 
-RECIPES = ('small', 'demo', 'paper', 'released')
+RECIPES = ('photos', 'small', 'demo', 'paper', 'released')
 PROTOCOLS = dict(
     linear='logistic regression on frozen conv1 to conv5 (Tables 4 and 5)',
     sgd='linear classifiers on frozen conv1 to conv5, by SGD on random crops (Tables 4 and 5)',
@@ -80,7 +80,7 @@ EPOCHS, SEED = Word(metavar='X', type=number(float, .01, 1e5)), Word(metavar='N'
 def _shared(
     weights:RUN,    # folder of a run, or a weights.safetensors file
     run:RUN,        # folder of a run, or a weights.safetensors file
-    recipe:RECIPE,  # small, demo, paper, released, or a JSON file
+    recipe:RECIPE,  # photos, small, demo, paper, released, or a JSON file
     size:PX,        # side of the square images in pixels (default: the recipe's)
     width:WIDTH,    # channels of all networks as a multiple of the paper's (default: the recipe's)
     batch:BATCH,    # images per step (default: the recipe's)
@@ -259,7 +259,7 @@ def check_same(
 def cmd_pretrain(
     images:DIR,          # folder of images, at any depth, no labels needed
     out:RUN,             # folder of the run; must not exist yet, except with --resume
-    recipe=None,         # small, demo, paper, released, or a JSON file (default: small)
+    recipe=None,         # photos, small, demo, paper, released, or a JSON file (default: photos)
     size=None,
     width=None,
     batch=None,
@@ -283,7 +283,7 @@ def cmd_pretrain(
     device, out = pick_device(device), Path(out)
     began = begun(out) if resume else check_new(out, recipe)
     check_out(out, images)
-    recipe = pick_recipe(recipe or began or 'small', size, width, batch, epochs, seed)
+    recipe = pick_recipe(recipe or began or 'photos', size, width, batch, epochs, seed)
     if began and not steps: check_same(began, recipe, out)
     data = folder_images(images, recipe.size, strict=strict)
     if steps: recipe = in_steps(recipe, len(random_split(data)[0]), steps)

@@ -118,7 +118,8 @@ def test_a_pipe_is_neither_a_recipe_nor_weights(tmp_path):
 
 
 def test_weights_are_kept_after_powers_of_two(tmp_path):
-    out, recipe = tmp_path/'run', Recipe.small(32, width=.05, ae_width=.05, ae_batch=8, batch=8, ae_epochs=1., epochs=9.)
+    out = tmp_path/'run'
+    recipe = Recipe.small(32, width=.05, ae_width=.05, ae_batch=8, batch=8, ae_epochs=1., epochs=9.)
     photos = toy_images(20, 32, cache=False)
     players, logs, _ = pretrain(photos, recipe, out, progress=False, cbs=KeepWeights(out))
     assert len(logs['game']) == 9

@@ -34,7 +34,7 @@ AUTO = 'tanh', 'ae_width', 'ae_batch', 'ae_epochs'      # trials that agree in t
 
 
 def train(images, recipe, out, **more):
-    "The folder of a run, trained to its end, and its seconds of CPU time; None where they were not all counted here."
+    "A run's folder, trained to its end, and its seconds of CPU time; None where they were not all counted here."
     if (out/'weights.safetensors').exists(): return out, None
     began, start = (out/'run.json').exists(), process_time()
     pretrain(images, recipe, out, resume=began, progress=False, **more)
@@ -69,7 +69,8 @@ def trial(name, images, test, runs):
     out, seconds = train(images, recipe, runs/name, autoencoder=shared, cbs=KeepWeights(runs/name))
     rows = log(out)
     kept = {int(f.stem.split('-')[1]): f for f in out.glob('weights-*.safetensors')} | {len(rows): out}
-    curve = [dict(rows[n - 1], probe=probed(load_weights(f).discriminator, images, test)) for n, f in sorted(kept.items())]
+    curve = [dict(rows[n - 1], probe=probed(load_weights(file).discriminator, images, test))
+             for n, file in sorted(kept.items())]
     return dict(provenance(images, 'cpu'), recipe=asdict(recipe), changes=TRIALS[name], seconds=dict(game=seconds),
                 curve=curve, random=random_networks(recipe, images, test, runs),
                 protocol=dict(labels=LABELS, values=VALUES, draws=1, test_images=len(test)))
@@ -83,7 +84,8 @@ def main(images, test, runs, *names):
         if file.exists(): continue
         found = trial(name, images, test, Path(runs))
         write_json(file, found)
-        print(name, *(f'{v - mean(r[k] for r in found["random"]):+.1f}' for k, v in found['curve'][-1]['probe'].items()))
+        gains = (v - mean(r[k] for r in found["random"]) for k, v in found["curve"][-1]["probe"].items())
+        print(name, *(f"{gain:+.1f}" for gain in gains))
 
 
 if __name__ == '__main__': main(*sys.argv[1:])
