@@ -290,7 +290,8 @@ def cmd_pretrain(
     if began: check_same(began, recipe, out)
     torch.manual_seed(recipe.seed)                      # a run has its own; this is for what else draws numbers
     with stopped_with(lambda: f'{out} is kept: continue with --resume.' if (out/'run.json').exists() else ''):
-        cbs = [KeepWeights(out)]*keep + [TensorBoardLog(out/'tensorboard')]*(tensorboard and not rank())
+        cbs = [TensorBoardLog(out/'tensorboard')] if tensorboard and not rank() else []
+        if keep: cbs.append(KeepWeights(out))
         players, _, seconds = pretrain(data, recipe, out, device, resume, cbs=cbs)
     if rank(): return                                   # of several processes, the first one writes
     learned, held_out = random_split(data, seed=recipe.seed)
