@@ -9,7 +9,7 @@ __all__ = ['SEGMENT', 'FCN', 'padded', 'pixel_loss', 'confusion', 'mean_iou', 'v
 # %% ../../nbs/35_segmentation.ipynb #5c9a4f60
 from time import perf_counter
 
-# %% ../../nbs/35_segmentation.ipynb #0d12724e
+# %% ../../nbs/35_segmentation.ipynb #f250659c
 import torch.nn.functional as F
 import torch
 from torch import nn
