@@ -14,7 +14,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from time import perf_counter
 
-# %% ../../nbs/34_detection.ipynb #e81d2f35
+# %% ../../nbs/34_detection.ipynb #dbe05217
 import numpy as np
 import torch
 from torch import nn
@@ -100,6 +100,7 @@ class FastRCNN(nn.Module):
                  convs,                 # what `transfer_convs` returns
                  classes,               # how many, without background
                  width=4096,            # units of fc6 and fc7
+                 dropout=.5,            # after each of them
                  scales=(480, 688, 864, 1200, 576, 600), # shorter side, px: one is drawn in training; the last at test
                  largest=1000,          # longer side at most, px
                  rois=64):              # proposals of each picture in training
@@ -110,14 +111,14 @@ class FastRCNN(nn.Module):
         for layer, std in ((predictor.cls_score, .01), (predictor.bbox_pred, .001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        self.heads = RoIHeads(_PoolConv5(convs.stride), fc67(convs.num_features, width), predictor, .5, .5, rois, .25,
-                              None, score_thresh=.05, nms_thresh=.3, detections_per_img=100)
+        fcs = fc67(convs.num_features, width, dropout)
+        self.heads = RoIHeads(_PoolConv5(convs.stride), fcs, predictor, .5, .5, rois, .25, None, score_thresh=.05, nms_thresh=.3, detections_per_img=100)
 
     def forward(self,
                 images,         # list of (3, H, W) uint8
                 proposals,      # list of (n, 4), px of these pictures
                 targets=None):  # in training: list of dicts `boxes` (k, 4), `labels` (k,), 1 = the first class
-        "In training the sum of both losses; else for each picture a dict `boxes`, `scores`, `labels` (0 = first class)."
+        "In training the sum of both losses; else of each picture a dict `boxes`, `scores`, `labels` (0 = first class)."
         sizes = [tuple(x.shape[-2:]) for x in images]
         batch, targets = self.transform([x/255 for x in images], targets)
         moved = [resize_boxes(p, *hw) for p, *hw in zip(proposals, sizes, batch.image_sizes)]
@@ -190,10 +191,10 @@ def detection_ap(
 
 # %% ../../nbs/34_detection.ipynb #2bf6da66
 DETECT = dict(
-    paper=dict(steps=40_000, batch=2, lr=.001, every=30_000, factor=.1, width=4096, mode='quality', least=20, rois=64,
-               scales=(480, 688, 864, 1200, 576, 600), largest=1000),
-    small=dict(steps=400, batch=4, lr=.01, every=150, factor=.5, width=256, mode='quality', least=12, rois=64,
-               scales=(80, 112, 96), largest=200))
+    paper=dict(steps=40_000, batch=2, lr=.001, every=30_000, factor=.1, width=4096, dropout=.5, mode='quality', least=20,
+               rois=64, scales=(480, 688, 864, 1200, 576, 600), largest=1000),
+    small=dict(steps=400, batch=4, lr=.01, every=150, factor=.5, width=256, dropout=0., mode='quality', least=12,
+               rois=64, scales=(80, 112, 96), largest=200))
 
 @torch.no_grad()
 def _start(net, data, proposals, rows): # FastRCNN, changed in place; `VOCBoxes`; of each picture; which of them
@@ -231,7 +232,7 @@ def detect_voc(
     device='cpu',
     progress=False,       # show a progress bar
     cache=None,           # folder for proposals, see `propose`
-    **changes             # of the preset: steps, batch, lr, every, factor, width, mode, least, rois, scales, largest
+    **changes             # of the preset: steps, batch, lr, every, factor, width, dropout, mode, least, rois, ...
 ):                        # results: `score`, the mean AP in percent, `classes`, ...; and the detections in `test`
     "Detection, all layers fine-tuned (Table 3)."
     plan, start = {**DETECT[preset], **changes}, perf_counter()
@@ -241,7 +242,8 @@ def detect_voc(
     torch.manual_seed(seed)
     size = min(plan['scales'][-1], min(train.image(0).shape[1:]))
     convs = transfer_convs(discriminator, some_squares(train, size, seed=seed), init)
-    net = FastRCNN(convs, len(train.classes), plan['width'], plan['scales'], plan['largest'], plan['rois'])
+    net = FastRCNN(convs, len(train.classes), plan['width'], plan['dropout'], plan['scales'], plan['largest'],
+                   plan['rois'])
     _start(net, train, proposals, random_order(len(train), seed)[:50].tolist())
     rows, coins = batch_rows(len(train), plan['batch'], seed), torch.Generator().manual_seed(seed)
     def one(i):
@@ -299,5 +301,6 @@ def detection_figure(
         for box, score, label in zip(*(found[i][k].tolist() for k in ('boxes', 'scores', 'labels'))):
             if score < least: continue
             draw(ax, box, ec='C1')
-            ax.text(box[0], box[1], f'{data.classes[label]} {score:.2f}', fontsize=6, color='C1', va='bottom', clip_on=True)
+            words = f'{data.classes[label]} {score:.2f}'
+            ax.text(box[0], box[1], words, fontsize=6, color='C1', va='bottom', clip_on=True)
     return fig

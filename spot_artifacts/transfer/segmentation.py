@@ -9,12 +9,12 @@ __all__ = ['SEGMENT', 'FCN', 'padded', 'pixel_loss', 'confusion', 'mean_iou', 'v
 # %% ../../nbs/35_segmentation.ipynb #5c9a4f60
 from time import perf_counter
 
-# %% ../../nbs/35_segmentation.ipynb #f250659c
+# %% ../../nbs/35_segmentation.ipynb #0d2612d3
 import torch.nn.functional as F
 import torch
 from torch import nn
 from ..data import to_float
-from ..backbone import kaiming_init, SameConv, SamePool
+from ..backbone import kaiming_init, SamePool
 from .voc import (batch_rows, mean_of_classes, rescale_fc, some_squares, train_sgd,
                                          transfer_convs, voc_palette)
 
@@ -29,8 +29,8 @@ class FCN(nn.Module):
                  skip=False):   # add scores of conv5? FCN-16s, else FCN-32s
         super().__init__()
         self.convs, self.pool5 = convs, SamePool()
-        self.fc67 = nn.Sequential(SameConv(convs.num_features, width, 6), nn.ReLU(), nn.Dropout(dropout),
-                                  SameConv(width, width, 1), nn.ReLU(), nn.Dropout(dropout))
+        self.fc67 = nn.Sequential(nn.ZeroPad2d((2, 3, 2, 3)), nn.Conv2d(convs.num_features, width, 6), nn.ReLU(),
+                                  nn.Dropout(dropout), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Dropout(dropout))
         kaiming_init(self.fc67)
         self.score = nn.Conv2d(width, classes, 1)
         self.skip = nn.Conv2d(convs.num_features, classes, 1) if skip else None
@@ -84,8 +84,8 @@ def mean_iou(
 
 # %% ../../nbs/35_segmentation.ipynb #6a7c5415
 SEGMENT = dict(
-    paper=dict(steps=100_000, batch=1, lr=1e-4, every=None, width=4096, decay=5e-4, flip=0., skip=False),
-    small=dict(steps=400, batch=8, lr=.02, every=150, width=128, decay=5e-4, flip=.5, skip=False))
+    paper=dict(steps=100_000, batch=1, lr=1e-4, every=None, width=4096, dropout=.5, decay=5e-4, flip=0., skip=False),
+    small=dict(steps=400, batch=8, lr=.02, every=150, width=128, dropout=0., decay=5e-4, flip=.5, skip=False))
 
 @torch.no_grad()
 def voc_confusion(
@@ -109,13 +109,13 @@ def segment_voc(
     seed=0,               # of new layers, order and mirroring
     device='cpu',
     progress=False,       # show a progress bar
-    **changes             # of the preset: steps, batch, lr, every, width, decay, flip, skip
+    **changes             # of the preset: steps, batch, lr, every, width, dropout, decay, flip, skip
 ):                        # results: `score`, the mean IoU in percent, `classes`, `without`, ...; and the trained `FCN`
     "Segmentation, all layers fine-tuned (Table 3)."
     plan, start = {**SEGMENT[preset], **changes}, perf_counter()
     torch.manual_seed(seed)
     images, classes = some_squares(train, min(train.image(0).shape[1:]), seed=seed), len(train.classes) + 1
-    net = FCN(transfer_convs(discriminator, images, init), classes, plan['width'], skip=plan['skip'])
+    net = FCN(transfer_convs(discriminator, images, init), classes, plan['width'], plan['dropout'], skip=plan['skip'])
     with torch.no_grad(): h = torch.cat([net.pool5(net.convs(to_float(x))) for x in images[:100].split(50)])
     rescale_fc(net.fc67, h)
     rows, coins = batch_rows(len(train), plan['batch'], seed), torch.Generator().manual_seed(seed)

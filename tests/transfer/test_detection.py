@@ -91,7 +91,7 @@ def test_matches_are_those_of_a_plain_loop():
 def test_kinds_of_errors():
     a, b = [0, 0, 10, 10], [50, 50, 60, 60]
     scenes = [scene([a, b], [0, 1], [False, False])]
-    assert errors_by_kind([found([a, b], [0, 0], [.9, .8])], scenes) == {'right': 1, 'place': 0, 'class': 1, 'background': 0}
+    assert errors_by_kind([found([a, b], [0, 0], [.9, .8])], scenes) == dict(right=1, place=0, background=0, **{'class': 1})
     moved = found([[6, 0, 16, 10], [80, 0, 90, 10]], [0, 1], [.9, .8])
     assert errors_by_kind([moved], scenes) == {'right': 0, 'place': 1, 'class': 0, 'background': 1}
     assert sum(errors_by_kind([found([a], [0], [.5])], [scene([], [], [])]).values()) == 0
@@ -107,7 +107,7 @@ def test_background_comes_from_near_objects_where_there_are_any():
 def test_detections_lie_in_pictures_of_any_size():
     with seeded_weights(0): C = build(SMALL).discriminator
     images = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8)
-    net = FastRCNN(transfer_convs(C, images), 3, 16, (64, 48), 200).eval()
+    net = FastRCNN(transfer_convs(C, images), 3, 16, scales=(64, 48), largest=200).eval()
     nn_bias = net.heads.box_predictor.cls_score.bias
     with torch.no_grad(): nn_bias.copy_(torch.tensor([0., 3, 0, 0]))
     pictures = [images[0], images[1, :, :30, :40]]
