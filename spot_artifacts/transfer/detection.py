@@ -14,7 +14,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from time import perf_counter
 
-# %% ../../nbs/34_detection.ipynb #dbe05217
+# %% ../../nbs/34_detection.ipynb #b42d4ec3
 import numpy as np
 import torch
 from torch import nn
@@ -112,7 +112,8 @@ class FastRCNN(nn.Module):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         fcs = fc67(convs.num_features, width, dropout)
-        self.heads = RoIHeads(_PoolConv5(convs.stride), fcs, predictor, .5, .5, rois, .25, None, score_thresh=.05, nms_thresh=.3, detections_per_img=100)
+        self.heads = RoIHeads(_PoolConv5(convs.stride), fcs, predictor, .5, .5, rois, .25, None,
+                              score_thresh=.05, nms_thresh=.3, detections_per_img=100)
 
     def forward(self,
                 images,         # list of (3, H, W) uint8
@@ -191,8 +192,8 @@ def detection_ap(
 
 # %% ../../nbs/34_detection.ipynb #2bf6da66
 DETECT = dict(
-    paper=dict(steps=40_000, batch=2, lr=.001, every=30_000, factor=.1, width=4096, dropout=.5, mode='quality', least=20,
-               rois=64, scales=(480, 688, 864, 1200, 576, 600), largest=1000),
+    paper=dict(steps=40_000, batch=2, lr=.001, every=30_000, factor=.1, width=4096, dropout=.5,
+               mode='quality', least=20, rois=64, scales=(480, 688, 864, 1200, 576, 600), largest=1000),
     small=dict(steps=400, batch=4, lr=.01, every=150, factor=.5, width=256, dropout=0., mode='quality', least=12,
                rois=64, scales=(80, 112, 96), largest=200))
 

@@ -11,6 +11,8 @@ from spot_artifacts.transfer.detection import (FastRCNN, detect_voc, detection_a
                                                proposal_recall, propose)
 from spot_artifacts.transfer.voc import Scene, VOCBoxes, toy_voc, transfer_convs
 
+pytest.importorskip('cv2.ximgproc', reason="pip install 'spot_artifacts[cv]'")
+
 
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory): return toy_voc(tmp_path_factory.mktemp('voc'), (8, 4), 48)
@@ -91,7 +93,8 @@ def test_matches_are_those_of_a_plain_loop():
 def test_kinds_of_errors():
     a, b = [0, 0, 10, 10], [50, 50, 60, 60]
     scenes = [scene([a, b], [0, 1], [False, False])]
-    assert errors_by_kind([found([a, b], [0, 0], [.9, .8])], scenes) == dict(right=1, place=0, background=0, **{'class': 1})
+    kinds = errors_by_kind([found([a, b], [0, 0], [.9, .8])], scenes)
+    assert kinds == {'right': 1, 'place': 0, 'class': 1, 'background': 0}
     moved = found([[6, 0, 16, 10], [80, 0, 90, 10]], [0, 1], [.9, .8])
     assert errors_by_kind([moved], scenes) == {'right': 0, 'place': 1, 'class': 0, 'background': 1}
     assert sum(errors_by_kind([found([a], [0], [.5])], [scene([], [], [])]).values()) == 0

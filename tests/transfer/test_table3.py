@@ -82,11 +82,11 @@ def test_the_table_and_its_gains(tmp_path):
 
 def test_the_command(tree, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    words = ['voc', '--task', 'detection', '--root', str(tree), '--weights', str(run), '--steps', '2', '--seeds', '2',
+    words = ['voc', '--task', 'segmentation', '--root', str(tree), '--weights', str(run), '--steps', '2', '--seeds', '2',
              '--device', 'cpu', '--out', str(tmp_path/'out')]
     main(words)
     told = capsys.readouterr().out
-    assert 'detection, mine, seed 1: ' in told and '(n = 2)' in told and len(list((tmp_path/'out').iterdir())) == 2
+    assert 'segmentation, mine, seed 1: ' in told and '(n = 2)' in told and len(list((tmp_path/'out').iterdir())) == 2
     main(words)
     assert capsys.readouterr().out.splitlines()[-4:] == told.splitlines()[-4:]
     with pytest.raises(SystemExit): main([*words[:4], str(tmp_path), *words[5:]])
