@@ -455,8 +455,8 @@ async function takeFile(file) {
         + `this page opens up to ${MOST} million.`
       return
     }
-    await picture.decode()
-    take(picture, width, height)
+    const bitmap = await createImageBitmap(file)      // refuses a file that ends early, as decode() does not
+    take(bitmap, width, height)
     press(null)
   }
   catch { $('problem').textContent = `${file.name} cannot be opened as a picture. Choose a JPEG, PNG or WebP file.` }
