@@ -19,13 +19,13 @@ from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 
-# %% ../nbs/60_cli.ipynb #677f57e0
-from .core import printable
-
 # %% ../nbs/60_cli.ipynb #3c1e8a02
 def one_line(text):
     "All of a text in one printable line."
-    return printable(' '.join(str(text).split()))
+    text = ' '.join(str(text).split())
+    if text.isprintable(): return text              # mostly; the command line's help does not wait for torch
+    from spot_artifacts.core import printable
+    return printable(text)
 
 # %% ../nbs/60_cli.ipynb #8af70e13
 class Parser(argparse.ArgumentParser):
@@ -506,7 +506,7 @@ def cmd_probe(
                                   probe=means(found), probe_detail=found, protocol=done))
     n = f'{done["labels"]} labels' if 'labels' in done else f'{", ".join(map(str, done["numbers"]))} labels per class'
     print(f'{PROTOCOLS[protocol]}: {len(train.classes)} classes, {n}, {len(done["seeds"])} draws, '
-          f'{len(test)} test images; details in {printable(out)}')
+          f'{len(test)} test images; details in {one_line(out)}')
 
 # %% ../nbs/60_cli.ipynb #3c1e8a21
 def cmd_stl10(
@@ -542,7 +542,7 @@ def cmd_stl10(
         print(f'{way:<24} {found[way]["mean"]:.1f} % ± {found[way]["sd"]:.1f} over ten folds of STL-10'
               + f' and {len(nets)} networks'*(len(nets) > 1), flush=True)
     out = write_results(out, dict(provenance(train, device), recipe=asdict(recipe), stl10=found))
-    print(f'details in {printable(out)}')
+    print(f'details in {one_line(out)}')
 
 # %% ../nbs/60_cli.ipynb #c94b85e5
 class Verdicts:
@@ -584,7 +584,7 @@ def cmd_spot(
     with stopped_with(lambda: f'{verdicts.out} has the verdicts so far.' if verdicts.found else ''):
         try:
             for file in images:
-                try: print(printable(verdicts.add(file)), flush=True)
+                try: print(one_line(verdicts.add(file)), flush=True)
                 except SpotError as e: failed.append(str(e))
         finally: verdicts.save()
     if failed: raise SpotError(f'{len(failed)} of {len(images)} images could not be judged: {" ".join(failed)}')
@@ -902,7 +902,7 @@ def main(
     except KeyboardInterrupt as e:
         ctrl_c(signal.SIG_DFL)
         print()                                                 # ends the progress bar's line
-        status, line = 130, f'stopped. {printable(e)}'.strip()
+        status, line = 130, f'stopped. {one_line(e)}'.strip()
     except Exception as e:
         status, line = 1, explain(e, out)
         if not line: raise
