@@ -236,7 +236,8 @@ canvas{display:block;width:100%;aspect-ratio:1;border-radius:.3rem;background:va
 #theta{width:100%}
 .switches label{display:block}
 .switches input{width:1.2rem;height:1.2rem;vertical-align:-.2rem}
-.verdict{margin-top:0;background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.7rem 1rem;min-height:6.8rem}
+.verdict{background:var(--card);border:1px solid var(--line);border-radius:.5rem}
+.verdict{margin-top:0;padding:.7rem 1rem;min-height:6.8rem}
 #problem:not(:empty){border-left:.35rem solid #c81e2a;background:var(--card);padding:.5rem .8rem}
 .figures{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}
 .figures figure{margin:0}

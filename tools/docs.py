@@ -75,8 +75,8 @@ def live(site):
     else:
         recipe = Recipe.small(32, width=.1, ae_width=.25, batch=32, ae_epochs=15., epochs=6., bf16=False)
         players, _, _ = pretrain(toy_images(1000, 32, seed=0), recipe, site.parent/'run', progress=False)
-        about = ('These networks learned for some seconds, from 1,000 drawn images of 32 x 32 px: enough to see how the '
-                 'page works, and not enough for photographs.')
+        about = ('These networks learned for some seconds, from 1,000 drawn images of 32 x 32 px: enough to see how '
+                 'the page works, and not enough for photographs.')
     write_live(players, toy_images(6, players.recipe.size, seed=1).images, site/'live.html', about)
 
 
