@@ -428,14 +428,14 @@ async function update() {
 _LIVE['start_script'] = """
 const MOST = 50
 
-function take(source, width, height) {
-  const side = Math.min(width, height), canvas = document.createElement('canvas'), n = size*size
+function take(square) {
+  const canvas = document.createElement('canvas'), n = size*size
   canvas.width = canvas.height = size
   const pen = canvas.getContext('2d', {willReadFrequently: true})
   pen.fillStyle = '#fff'
   pen.fillRect(0, 0, size, size)
   pen.imageSmoothingQuality = 'high'
-  pen.drawImage(source, (width - side)/2, (height - side)/2, side, side, 0, 0, size, size)
+  pen.drawImage(square, 0, 0, size, size)
   const {data} = pen.getImageData(0, 0, size, size)
   pixels = new Float32Array(3*n)
   for (let k = 0; k < n; k++) for (let c = 0; c < 3; c++) pixels[c*n + k] = data[4*k + c]/127.5 - 1
@@ -456,8 +456,8 @@ async function takeFile(file) {
         + `this page opens up to ${MOST} million.`
       return
     }
-    const bitmap = await createImageBitmap(file)      // refuses a file that ends early, as decode() does not
-    take(bitmap, width, height)
+    const side = Math.min(width, height), [x, y] = [width, height].map(n => Math.floor((n - side)/2))
+    take(await createImageBitmap(file, x, y, side, side))   // refuses a file that ends early; decode() does not
     press(null)
   }
   catch { $('problem').textContent = `${file.name} cannot be opened as a picture. Choose a JPEG, PNG or WebP file.` }
@@ -476,7 +476,7 @@ async function offer(button) {
   $('problem').textContent = ''
   await picture.decode()
   press(button)
-  take(picture, picture.naturalWidth, picture.naturalHeight)
+  take(picture)
 }
 
 function tell() { $('share').textContent = `${$('theta').value} %` }
