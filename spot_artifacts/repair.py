@@ -35,7 +35,7 @@ class RepairBlock(nn.Module):
                  mask):             # (N, 1, H, W) mask, 1 = kept, already at h's resolution
         "R_i(h) before the gate, (N, channels, H, W)."
         if self.bn1: h = self.act(self.bn1(h))
-        to_h, to_mask = self.conv1.weight.split([h.shape[1], 1], 1)
+        to_h, to_mask = self.conv1.weight[:, :-1], self.conv1.weight[:, -1:]
         h = F.conv2d(h, to_h, padding=1) + F.conv2d(mask, to_mask, padding=1)
         return self.conv2(self.act(self.bn2(h)))
 

@@ -41,7 +41,7 @@ def verdicts(
 _FRAME = """
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{% block title %}{% endblock %}</title>
+<title>{% block title %}{% endblock %}</title>{% block head %}{% endblock %}
 <style>{% include 'style' %}{% block more_style %}{% endblock %}</style></head>
 <body><main>
 {% block main %}{% endblock %}

@@ -15,6 +15,11 @@ from refresh import Client, Failed
 from smalldocs import api, layout
 from smalldocs.config import BuildError, load
 from smalldocs.site import Site
+from spot_artifacts.live import write_live
+from spot_artifacts.pretraining import pretrain
+from spot_artifacts.recipe import Recipe
+from spot_artifacts.runs import load_weights
+from spot_artifacts.toy import toy_images
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, OUT, KATEX = ROOT/'nbs', ROOT/'_docs', ROOT/'tools/katex'
@@ -63,6 +68,18 @@ def notebook_page(path):
     return nb
 
 
+def live(site):
+    "The page on which you damage a picture: for the package's networks or, until it has some, for a run of seconds."
+    weights, about = sorted((ROOT/CFG.lib_path/'weights').glob('*.safetensors')), ''
+    if weights: players = load_weights(weights[0])
+    else:
+        recipe = Recipe.small(32, width=.1, ae_width=.25, batch=32, ae_epochs=15., epochs=6., bf16=False)
+        players, _, _ = pretrain(toy_images(1000, 32, seed=0), recipe, site.parent/'run', progress=False)
+        about = ('These networks learned for some seconds, from 1,000 drawn images of 32 x 32 px: enough to see how '
+                 'the page works, and not enough for photographs.')
+    write_live(players, toy_images(6, players.recipe.size, seed=1).images, site/'live.html', about)
+
+
 def gather(site):
     "Copies nbs/ to the folder `site`, notebooks as pages, with what they show from the rest of the project."
     for file in sorted(NBS.rglob('*')):
@@ -73,6 +90,7 @@ def gather(site):
         elif file.suffix == '.md': to.write_text(relink(file.read_text(encoding='utf-8')), encoding='utf-8')
         else: shutil.copy(file, to)
     shutil.copytree(ROOT/'images', site/'images')
+    live(site)
     shutil.copy(ROOT/'CHANGELOG.md', site.parent)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['train_on_labels', 'words_of', 'supervised', 'probe_sgd', 'transfer_body', 'transfer_head', 'transfer_model',
-           'classify', 'stl10_table', 'transfer_groups', 'export_onnx']
+           'classify', 'stl10_table', 'transfer_groups', 'to_onnx', 'export_onnx']
 
 # %% ../../nbs/31_finetune.ipynb #4ff3001b
 from copy import deepcopy
@@ -366,6 +366,18 @@ class _AllLayers(nn.Module):
         self.body = body
     def forward(self, images): return tuple(self.body.forward_layers(images))
 
+def to_onnx(
+    module,         # in eval mode, on the CPU
+    inputs,         # {name: example}
+    outputs,        # names
+    **how           # for `torch.onnx.export`
+):                  # torch's ONNXProgram: `save` writes it, `model_proto` is onnx's own
+    "A module as an ONNX graph."
+    if not find_spec('onnx') or not find_spec('onnxscript'):
+        raise SpotError('ONNX export needs two more packages: pip install onnx onnxscript')
+    return torch.onnx.export(module, tuple(inputs.values()), input_names=list(inputs), output_names=list(outputs),
+                             dynamo=True, external_data=False, verbose=False, **how)
+
 def export_onnx(
     discriminator,  # a run folder, weights, TwoPlayers or a Discriminator
     file,           # the .onnx file to write
@@ -373,9 +385,6 @@ def export_onnx(
     bn='fold'       # see `transfer_body`
 ):
     "Writes an ONNX file: `images` (any number, 3, size, size) in [-1, 1] to `conv1` ... `conv5`."
-    if not find_spec('onnx') or not find_spec('onnxscript'):
-        raise SpotError('ONNX export needs two more packages: pip install onnx onnxscript')
     model = _AllLayers(transfer_body(as_network(discriminator), bn).cpu()).eval()
-    torch.onnx.export(model, (torch.zeros(2, 3, size, size),), str(file),
-                      input_names=['images'], output_names=list(LAYERS),
-                      dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), dynamo=True, external_data=False, verbose=False)
+    any_number = ({0: torch.export.Dim.DYNAMIC},)
+    to_onnx(model, dict(images=torch.zeros(2, 3, size, size)), LAYERS, dynamic_shapes=any_number).save(file)
