@@ -59,9 +59,9 @@ def conv1_stride(size): # of the images, px
     return 4 if size >= 96 else 2 if size >= 48 else 1
 
 class Pretext(WithBackbone):
-    """A task without labels, to train a backbone on. A subclass has a `Recipe`, makes its heads in `__init__`, draws the
-    task and answers it in `forward`, and scores the answers in `loss` and `metrics`. It is built on the meta device too,
-    to check weights: tables are made on the CPU (`device='cpu'`, or numpy)."""
+    """A task without labels, to train a backbone on. A subclass has a `Recipe`, makes its heads in `__init__`, draws
+    the task and answers it in `forward`, and scores the answers in `loss` and `metrics`. It is also built on the meta
+    device, to check weights: what `__init__` computes with is made on the CPU (`device='cpu'`, or by numpy)."""
     Recipe, metrics = PretextChoices, ()
     def __init__(self,
                  recipe,         # a `Recipe` of its class
@@ -87,7 +87,7 @@ class Pretext(WithBackbone):
     def groups(self):
         "Lists of parameters, one for each learning rate."
         return [list(self.parameters())]
-    def lrs(self):
+    def learning_rates(self):
         "First learning rates, one for each of `groups`."
         return [self.recipe.lr]
 
@@ -124,7 +124,7 @@ def learner(self:Pretext,
             cbs=()):    # more callbacks
     "The learner of the one phase."
     r = self.recipe
-    cbs = [ImagesAreTargets(), schedule(r, self.lrs(), total), *both_phases(r, total, phase), *cbs]
+    cbs = [ImagesAreTargets(), schedule(r, self.learning_rates(), total), *both_phases(r, total, phase), *cbs]
     return Learner(dls, self, self.loss, adam(r), lr=r.lr, splitter=_groups, wd_bn_bias=True,
                    metrics=list(self.metrics), cbs=cbs)
 
