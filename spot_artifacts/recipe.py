@@ -285,7 +285,7 @@ class Artifacts(TwoPlayers):
 
 # %% ../nbs/23_recipe.ipynb #c40a0004
 class Pretexts(dict):
-    "Methods by their names. Each has a class of recipes, `Recipe`, that is its own, and is built by `Method(recipe, backbone)`."
+    "Methods by their names. Each has a class of recipes of its own, `Recipe`, and is built by `Method(recipe, backbone)`."
     rooms = dict(rotation='pretext', context='context', inpainting='inpainting', jigsaw='jigsaw')   # of the library
     def __setitem__(self, name, method):
         if method.Recipe.__dict__.get('pretext') not in (None, name):

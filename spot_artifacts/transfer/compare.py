@@ -19,8 +19,8 @@ from .finetune import classify, supervised, words_of
 
 # %% ../../nbs/32_compare.ipynb #56750c15
 def contenders(
-    discriminator,           # the trained Discriminator
-    recipe,                  # its Recipe
+    discriminator,           # the trained network, see `as_network`
+    recipe,                  # its run's
     images,                  # (N, 3, S, S) uint8 tensor or ImageSet: training images, for `baselines`
     shown,                   # labelled ImageSet that the supervised network learns from
     random_seeds=(0, 1, 2),  # one random network each
@@ -31,7 +31,7 @@ def contenders(
     "What a number has to be compared with: `baselines`, and the same network trained on labels."
     labelled, took = supervised(recipe, shown, device=device, progress=progress, most=most)
     controls = baselines(recipe, images, random_seeds, device)
-    return dict(controls, pretrained=[discriminator], supervised=[labelled]), took
+    return dict(controls, pretrained=[as_network(discriminator, device)], supervised=[labelled]), took
 
 def measure_all(
     networks,   # what `contenders` returns
@@ -104,7 +104,7 @@ def _few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds): # as for 
 def _from_scratch(recipe, data, test, steps, seed, device): # as for `few_labels`; labelled ImageSets
     "Test accuracy of a new network trained on the labels, percent."
     torch.manual_seed(seed)
-    C, epochs = build(recipe).discriminator.to(device), steps*recipe.batch/len(data)
+    C, epochs = as_network(build(recipe)).to(device), steps*recipe.batch/len(data)
     return classify(C, data, test, recipe, epochs, 'linear', True, lr=1e-3, seed=seed, device=device)['accuracy']
 
 # %% ../../nbs/32_compare.ipynb #7a2f9c61
