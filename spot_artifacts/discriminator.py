@@ -12,7 +12,7 @@ from collections import OrderedDict
 from fastcore.basics import patch
 from torch import nn
 from .core import SpotError
-from .backbone import AlexNet, kaiming_init, SameConv
+from .backbone import AlexNet, kaiming_init, SameConv, WithBackbone
 
 # %% ../nbs/15_discriminator.ipynb #b0c1b007
 def _check(size, layers, outputs, backbone):
@@ -26,7 +26,7 @@ def _check(size, layers, outputs, backbone):
             raise SpotError(f'backbone: {type(backbone).__name__} has no {name}, see TorchvisionBackbone for a wrapper')
 
 # %% ../nbs/15_discriminator.ipynb #85cf6349
-class Discriminator(nn.Module):
+class Discriminator(WithBackbone):
     "C: a backbone, a head for the mask and a head for real or corrupt (sections 4.3 and 4.4)."
     def __init__(self,
                  size,                  # image size, px: a multiple of 2^layers
@@ -88,13 +88,11 @@ def verdict(self:Discriminator,
 
 # %% ../nbs/15_discriminator.ipynb #b0c1b003
 @patch(as_prop=True)
-def layer_names(self:Discriminator):
-    "Names of what `forward_layers` gives."
-    return getattr(self.backbone, 'layer_names', ('features',))
+def flatten(self:Discriminator):
+    "What makes a vector of the backbone's feature, for another head."
+    return self.class_head.flatten
 
-@patch
-def forward_layers(self:Discriminator,
-                   x):         # images (N, 3, H, W) in [-1, 1]
-    "The outputs of the backbone's layers from one pass; of its feature alone where it names no layers."
-    layers = getattr(self.backbone, 'forward_layers', None)
-    return layers(x) if layers else [self.backbone.forward_features(x)]
+@patch(as_prop=True)
+def flat_features(self:Discriminator):
+    "The length of that vector."
+    return self.class_head.fc1.in_features

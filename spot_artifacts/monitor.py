@@ -119,8 +119,8 @@ COLLAPSES = dict(
 
 class CollapseMonitor(Stateful):
     "Warns of one of the `COLLAPSES` in `patience` rounds in a row, on 32 held-out images or more."
-    order, keeps = EpochLog.order + 2, ('rounds',)
-    def __init__(self, patience=3): self.patience, self.rounds = patience, dict.fromkeys(COLLAPSES, 0)   # rounds
+    order, keeps, warnings = EpochLog.order + 2, ('rounds',), COLLAPSES
+    def __init__(self, patience=3): self.patience, self.rounds = patience, dict.fromkeys(self.warnings, 0)   # rounds
     def before_validate(self): self.alive, self.spread = False, 0.
     @torch.no_grad()
     def after_loss(self):
@@ -131,15 +131,17 @@ class CollapseMonitor(Stateful):
         self.alive = (last > 0).flatten(2).any(2).any(0) | self.alive
         spread = [float(t.std(0, correction=0).mean()) for t in (real, fake)]
         self.spread = max(self.spread, spread[1]/max(spread[0], 1e-6))
-    def after_epoch(self):
+    def found(self):
         right = self.rows[-1]['accuracy']
+        return dict(won=right > .995, lost=right < .53, dead=self.alive.float().mean() < .5, same=self.spread < .1)
+    def after_epoch(self):
         if self.dls.valid.n < 32: return
-        found = dict(won=right > .995, lost=right < .53, dead=self.alive.float().mean() < .5, same=self.spread < .1)
-        for name, there in found.items():
+        for name, there in self.found().items():
             self.rounds[name] = self.rounds[name] + 1 if there else 0
             if self.rounds[name] == self.patience and not rank():
-                what, helps = COLLAPSES[name]
-                print(f'game: {what}, {self.patience} rounds in a row. What usually helps: {helps}.', file=sys.stderr)
+                what, helps = self.warnings[name]
+                print(f'{self.phase}: {what}, {self.patience} rounds in a row. What usually helps: {helps}.',
+                      file=sys.stderr)
 
 # %% ../nbs/25_monitor.ipynb #ae1148d7
 def rank_me(
@@ -165,9 +167,9 @@ class FeatureMonitor(Callback):
     @torch.no_grad()
     def after_batch(self):
         if self.training: return
-        C = get_model(self.model).discriminator
-        x = self.xb[0].to(next(C.parameters()).dtype)
-        self.seen.append(C.backbone.forward_features(x).mean((2, 3)))
+        backbone = get_model(self.model).backbone
+        x = self.xb[0].to(next(backbone.parameters()).dtype)
+        self.seen.append(backbone.forward_features(x).mean((2, 3)))
     def rank_me(self): return rank_me(torch.cat(self.seen))
     def feature_spread(self): return feature_spread(torch.cat(self.seen))
 

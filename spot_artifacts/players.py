@@ -6,9 +6,6 @@
 __all__ = ['as_constants', 'two_passes', 'shared_trunk', 'TwoPlayers', 'splitter']
 
 # %% ../nbs/21_players.ipynb #938bae80
-from contextlib import contextmanager
-
-# %% ../nbs/21_players.ipynb #6ffd62b1
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -16,6 +13,7 @@ from torch.func import functional_call
 from .core import autocast, full
 from .damage import damage, draw_mask, local_mean, noise_like
 from .repair import Generator, RepairedDecoder
+from .backbone import Seeded
 from .discriminator import Discriminator
 from .losses import Game, Verdict
 
@@ -56,15 +54,14 @@ def shared_trunk(C, real, fake, seen, units=None): # as for `two_passes`
     return C.verdict(h, units), for_r
 
 # %% ../nbs/21_players.ipynb #ddd8d47d
-class TwoPlayers(nn.Module):
+class TwoPlayers(Seeded):
     "Frozen E and D, the repair network R and the discriminator C; a forward pass is one step of the game."
     def __init__(self,
                  autoencoder,    # `AutoEncoder`, trained or about to be
                  recipe,         # `Recipe`
                  backbone=None): # C's convolutions, see 14_backbone; None: AlexNet
         super().__init__()
-        r, self.g = recipe, None                        # g: a `torch.Generator`, see `seeded`; None: torch's own
-        self.recipe = r
+        r = self.recipe = recipe
         gan = r.fakes == 'gan'
         self.encoder = autoencoder.encoder
         self.repaired = RepairedDecoder(autoencoder.decoder, 'none' if gan else r.repair, r.repair_blocks, r.slope,
@@ -147,15 +144,6 @@ def forward(self:TwoPlayers,
         real = real.to(seen.dtype)
         for_c, for_r = shared_trunk(C, real, fake, seen, self.dropped_units(x))
     return Game(x[-m:], mask, real, fake, seen_mask, _verdict(for_c, n), _verdict(for_r, m))
-
-# %% ../nbs/21_players.ipynb #2386315d
-@patch
-@contextmanager
-def seeded(self:TwoPlayers, seed): # of all that is drawn
-    "Inside, masks, noise and dropout follow from the seed, whatever else draws random numbers."
-    before, self.g = self.g, torch.Generator(next(self.parameters()).device).manual_seed(seed)
-    try: yield
-    finally: self.g = before
 
 # %% ../nbs/21_players.ipynb #def15442
 def splitter(players): # TwoPlayers

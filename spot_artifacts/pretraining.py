@@ -10,17 +10,20 @@ from time import perf_counter
 
 # %% ../nbs/28_pretraining.ipynb #a1232577
 import torch
+from fastcore.basics import patch
 from fastcore.foundation import L
-from .core import bars, enough_memory, rank, SpotError, usable_device, WeightsError, world_size
+from .core import (bars, enough_memory, rank, RecipeError, SpotError, usable_device, WeightsError,
+                                 world_size)
 from .data import random_split, TensorDL
 from .folders import as_image_set
 from .decoder import psnr
 from .losses import accuracy, chance_iou, mask_accuracy, mask_iou
+from .players import TwoPlayers
 from .recipe import build, seeded_weights
-from .training import get_dls, phase_learner
+from .training import get_dls
 from .monitor import (Bar, CollapseMonitor, EpochLog, FeatureMonitor, ImageGrid, LossStays,
                                     TerminateOnNaN)
-from .runs import Checkpoint, load_weights, open_run, save_weights
+from .runs import Checkpoint, load_players, open_run, save_weights
 from .distributed import (DataParallel, drop_stray_launcher, setup_distrib, ShardedDL, sync_norms,
                                         teardown_distrib)
 
@@ -67,7 +70,9 @@ def adopt(
     source      # a run folder, or a file that `save_weights` wrote
 ):
     "Takes the E and D of another run. SpotError if they are built differently."
-    theirs = load_weights(source)
+    if not isinstance(players, TwoPlayers):
+        raise RecipeError(f'recipe: {players.recipe.pretext} has no autoencoder. Leave out autoencoder=...')
+    theirs = load_players(source)
     for name in AUTOENCODER:
         a, b = getattr(theirs.recipe, name), getattr(players.recipe, name)
         if a != b:
@@ -76,64 +81,78 @@ def adopt(
     players.frozen.load_state_dict(theirs.frozen.state_dict())
 
 # %% ../nbs/28_pretraining.ipynb #251d72e0
-def _run_phases(players, data, recipe, out, device, resume, progress, cbs, auto_epochs):
-    "The logs of both phases and their seconds."
-    train, valid = random_split(data, seed=recipe.seed)
-    logs, seconds = {}, {}
-    for phase, epochs, batch in (('auto', auto_epochs, recipe.ae_batch), ('game', recipe.epochs, recipe.batch)):
+@patch
+def monitors(self:TwoPlayers, phase, out): # auto or game; the run's folder
+    "What watches over a phase."
+    return [CollapseMonitor(), ImageGrid(out)]*(phase == 'game')
+
+def _run_phases(net, data, out, device, resume, progress, cbs, skip=()):
+    "The logs of all phases and their seconds; `cbs` watch the last one."
+    r, phases, logs, seconds = net.recipe, net.phases(), {}, {}
+    train, valid = random_split(data, seed=r.seed)
+    for phase, epochs, batch in phases:
         start, logs[phase] = perf_counter(), []
-        if not epochs: continue
+        if not epochs or phase in skip: continue
         loader = ShardedDL if world_size() > 1 else TensorDL
-        dls, rounds, total = get_dls(train, valid, recipe, epochs, batch, device, loader)
-        more = [FeatureMonitor(), CollapseMonitor(), ImageGrid(out), *L(cbs)] if phase == 'game' else []
-        def make(extra): return phase_learner(phase, dls, players, recipe, total, [*extra, *more])
-        with players.seeded(recipe.seed + rank()):
-            logs[phase] = run_phase(phase, make, rounds, out, resume, progress, players.g)
+        dls, rounds, total = get_dls(train, valid, r, epochs, batch, device, loader)
+        more = [FeatureMonitor(), *net.monitors(phase, out), *L(cbs)] if phase == phases[-1][0] else []
+        def make(extra): return net.learner(phase, dls, total, [*extra, *more])
+        with net.seeded(r.seed + rank()):
+            logs[phase] = run_phase(phase, make, rounds, out, resume, progress, net.g)
         seconds[phase] = perf_counter() - start
     return logs, {phase: seconds.get(phase, 0.) for phase in logs}
 
 def pretrain(
     data,             # `ImageSet`, a folder, a torchvision dataset or fastai `DataLoaders`; labels are not used
-    recipe,           # `Recipe`; with `resume` the run's own is taken
+    recipe,           # `Recipe`, or that of another method, see 40_pretext; with `resume` the run's own is taken
     out,              # the run's folder, new unless `resume`
     device='cpu',     # cpu, cuda, cuda:1
     resume=False,     # continue from the last checkpoint in `out`
     progress=True,    # show a bar or lines
-    cbs=(),           # more fastai callbacks for the game, one or several
+    cbs=(),           # more fastai callbacks for the game, or for another method's last phase; one or several
     autoencoder=None, # a run whose E and D are taken as they are; phase 1 is left out
     backbone=None     # C's convolutions, see 14_backbone; None: AlexNet
 ):                    # `TwoPlayers` in eval mode, {'auto', 'game'}: rows of the logs, the same: seconds
-    "Both phases: E and D on eq. 3, then R against C on eq. 4 and 5."
+    "Both phases: E and D on eq. 3, then R against C on eq. 4 and 5; or the phases of another method."
     setup_distrib(device)
     usable_device(device)
     with open_run(out, recipe, data, device, resume) as (out, recipe, data):
-        with seeded_weights(recipe.seed): players = build(recipe, backbone)
-        players = sync_norms(players.to(device), device)
-        if autoencoder: adopt(players, autoencoder)
-        auto_epochs = 0 if autoencoder else recipe.ae_epochs
-        logs, seconds = _run_phases(players, data, recipe, out, device, resume, progress, cbs, auto_epochs)
-        save_weights(players, out/'weights.safetensors')
+        with seeded_weights(recipe.seed): net = build(recipe, backbone)
+        net = sync_norms(net.to(device), device)
+        if autoencoder: adopt(net, autoencoder)
+        logs, seconds = _run_phases(net, data, out, device, resume, progress, cbs, ['auto']*bool(autoencoder))
+        save_weights(net, out/'weights.safetensors')
         teardown_distrib()
-    return players.eval(), logs, seconds
+    return net.eval(), logs, seconds
 
 # %% ../nbs/28_pretraining.ipynb #99fbede3
+@patch
+def measures(self:TwoPlayers):
+    "Functions of a `Game` and of its images: accuracies and IoU, none of a GAN's masks; PSNR of the replicas in dB."
+    masks = dict(balanced=mask_accuracy, iou=mask_iou, chance=chance_iou) if self.recipe.fakes == 'repair' else {}
+    return dict(accuracy=accuracy, psnr=lambda g, x: psnr(self.repaired.decoder(self.encoder(x)), x), **masks)
+
+@patch
+def results(self:TwoPlayers, means): # of `measures`
+    "What results.json says: accuracies and IoU in percent."
+    def percent(k): return 100*means[k] if k in means else None
+    return dict(classifier=dict(accuracy=percent('accuracy')), autoencoder=dict(psnr=means['psnr']),
+                mask=dict(balanced_accuracy=percent('balanced'), iou=percent('iou'), chance_iou=percent('chance')))
+
 @torch.no_grad()
 def measure(
-    players,    # `TwoPlayers`
+    net,        # `TwoPlayers`, or another method's module
     data,       # `ImageSet`, not learned from
     bs=64,      # images per batch
-    seed=0      # of the masks
-):              # accuracies and IoU in percent, None for a GAN's masks; PSNR of the replicas in dB
-    "How well C plays, and how well E and D replicate, on held-out images."
-    data = as_image_set(data, players.recipe.size)
-    device, has_masks = next(players.eval().parameters()).device, players.recipe.fakes == 'repair'
-    measures = dict(accuracy=accuracy, psnr=lambda g: psnr(players.repaired.decoder(players.encoder(g.x)), g.x))
-    if has_masks: measures |= dict(balanced=mask_accuracy, iou=mask_iou, chance=chance_iou)
+    seed=0      # of the masks, or of another method's tasks
+):              # its `results`: of `TwoPlayers` accuracies and IoU in percent, PSNR in dB
+    "How well C plays, and how well E and D replicate, on held-out images; or how well another method's task is solved."
+    data = as_image_set(data, net.recipe.size)
+    device, measures = next(net.eval().parameters()).device, net.measures()
     total = dict.fromkeys(measures, 0.)
-    with enough_memory('measuring', f'bs={max(1, bs//2)}, or fewer images'), players.seeded(seed):
-        for batch in TensorDL(data, bs, device=device):
-            game = players(batch[0].contiguous(memory_format=torch.channels_last))
-            for k, value in measures.items(): total[k] += float(value(game))*len(game.x)/len(data)
-    def percent(k): return 100*total[k] if k in total else None
-    return dict(classifier=dict(accuracy=percent('accuracy')), autoencoder=dict(psnr=total['psnr']),
-                mask=dict(balanced_accuracy=percent('balanced'), iou=percent('iou'), chance_iou=percent('chance')))
+    with enough_memory('measuring', f'bs={max(1, bs//2)}, or fewer images'), net.seeded(seed):
+        for x, *_ in TensorDL(data, bs, device=device):
+            x = x.contiguous(memory_format=torch.channels_last)
+            out = net(x)
+            for k, value in measures.items(): total[k] += float(value(out, x))*len(x)/len(data)
+    return net.results(total)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['NOT_BEGUN', 'digest', 'before', 'save_checkpoint', 'load_checkpoint', 'Damaged', 'damaged', 'Checkpoint',
-           'save_weights', 'packaged_weights', 'load_weights', 'KeepWeights', 'free_folder', 'folder_lock',
-           'check_shares', 'open_run']
+           'save_weights', 'packaged_weights', 'load_weights', 'load_players', 'KeepWeights', 'free_folder',
+           'folder_lock', 'check_shares', 'open_run']
 
 # %% ../nbs/26_runs.ipynb #5c9e4de7
 import hashlib, json, math, os, sys, warnings, zipfile
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +28,7 @@ from .data import enough
 from .folders import as_image_set
 from .players import TwoPlayers
 from .game import Stateful
-from .recipe import build, Recipe
+from .recipe import build, Choices, load_recipe, recipe_from_dict
 from .monitor import EpochLog
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
@@ -149,10 +150,10 @@ def _put_back(self:Checkpoint, file):
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError): raise damaged(file) from None
 
 # %% ../nbs/26_runs.ipynb #acf305f7
-def save_weights(players, path): # `TwoPlayers`; the .safetensors file
-    "All four networks as safetensors, the recipe in the file's header."
-    state = {k: v.detach().cpu().contiguous() for k, v in players.state_dict().items()}
-    recipe = json.dumps(asdict(players.recipe))
+def save_weights(net, path): # `TwoPlayers`, or another method's module; the .safetensors file
+    "All its networks as safetensors, the recipe in the file's header."
+    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    recipe = json.dumps(net.recipe.to_dict())
     atomic_write(path, lambda tmp: save_file(state, tmp, metadata=dict(recipe=recipe)))
 
 def packaged_weights():
@@ -167,7 +168,7 @@ def _read_weights(path, device):
     try:
         with safe_open(path, 'pt', device=str(device)) as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        return Recipe.from_dict(json.loads(meta['recipe']), str(path)), state
+        return recipe_from_dict(json.loads(meta['recipe']), str(path)), state
     except (SafetensorError, KeyError, ValueError, RecursionError) as e:
         raise WeightsError(f'{path}: damaged, or not weights of spot_artifacts ({type(e).__name__}); '
                            'write them again with `spot-artifacts pretrain`') from None
@@ -175,26 +176,37 @@ def _read_weights(path, device):
 def load_weights(
     path,           # a run folder, a file that `save_weights` wrote, or a name of `packaged_weights`
     device='cpu',   # where the networks go
-    backbone=None   # C's convolutions, if they are not AlexNet's: a fresh module like the one that was trained
-)->TwoPlayers:      # in eval mode
+    backbone=None   # the convolutions, if they are not AlexNet's: a fresh module like the one that was trained
+):                  # in eval mode: `TwoPlayers`, or the module of the method that the run trained
     "The networks of a run. SpotError when they are missing, damaged or of another architecture."
     usable_device(device)
     path = Path(path)
     if not path.exists(): path = packaged_weights().get(str(path), path)
     path = path/'weights.safetensors' if path.is_dir() else path
     recipe, state = _read_weights(path, device)
-    with torch.device('meta'): wanted = build(recipe).state_dict() # a recipe that lies may ask for any amount of memory
+    with torch.device('meta'):      # a recipe that lies may ask for any amount of memory
+        wanted = build(recipe, backbone and deepcopy(backbone).to('meta')).state_dict()
     names = wanted.keys() | state.keys()
     differ = sorted(k for k in names if k not in wanted or k not in state or wanted[k].shape != state[k].shape)
-    if differ and (backbone is None or any('.backbone.' not in k and 'head' not in k for k in differ)):
+    if differ and backbone is not None and 'backbone.' in differ[0]:
+        raise WeightsError(f'{path}: its networks had another backbone than the one that was given ({differ[0]}).')
+    if differ:
         why = f'{path}: weights of another architecture than its recipe says ({differ[0]})'
-        fix = '; if C had a backbone of its own, give one like it: backbone=...'
-        raise WeightsError(why + fix*any('.backbone.' in k for k in differ))
-    players = build(recipe, backbone)
-    try: players.load_state_dict(state)
-    except RuntimeError:
-        raise WeightsError(f'{path}: its C had another backbone than the one that was given.') from None
-    return players.to(device).eval()
+        fix = '; if the run had a backbone of its own, give one like it: backbone=...'
+        raise WeightsError(why + fix*any('backbone.' in k for k in differ))
+    net = build(recipe, backbone)
+    net.load_state_dict(state)
+    return net.to(device).eval()
+
+def load_players(
+    path,           # a run folder, or a file that `save_weights` wrote
+    device='cpu'    # where the networks go
+)->TwoPlayers:      # in eval mode
+    "The players of a run of this paper's method. WeightsError if it is a run of another."
+    net = load_weights(path, device)
+    if isinstance(net, TwoPlayers): return net
+    raise WeightsError(f'{path}: a run of {net.recipe.pretext}, and one of artifacts is needed here. '
+                       'Train one with `spot-artifacts pretrain`.')
 
 # %% ../nbs/26_runs.ipynb #1a3a469d
 class KeepWeights(Callback):
@@ -237,11 +249,11 @@ def folder_lock(folder): # an existing folder
             if not rank(): f.truncate(0)
 
 # %% ../nbs/26_runs.ipynb #c4bbff7f
-def check_shares(recipe): # Recipe
+def check_shares(recipe): # of any method
     "RecipeError unless all processes can have an equal part of its batches."
-    for k in ('ae_batch', 'batch'):
-        if getattr(recipe, k) % world_size():
-            raise RecipeError(f'recipe: {k} {getattr(recipe, k)} cannot be shared by {world_size()} processes. '
+    for k, n in asdict(recipe).items():
+        if k in ('ae_batch', 'batch') and n % world_size():
+            raise RecipeError(f'recipe: {k} {n} cannot be shared by {world_size()} processes. '
                               f'Give a multiple of {world_size()}.')
 
 def _check_same_images(out, fingerprint):
@@ -259,8 +271,8 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
     out = Path(out)
     if resume:
         if not (out/'run.json').exists(): raise RunError(f'{out}: no run to resume there; start it without --resume')
-        recipe = Recipe.load(out/'recipe.json')
-    elif not isinstance(recipe, Recipe):
+        recipe = load_recipe(out/'recipe.json')
+    elif not isinstance(recipe, Choices):
         raise RecipeError(f'{type(recipe).__name__}: no recipe. Give a Recipe, for example Recipe.small(64).')
     check_shares(recipe)
     data = as_image_set(data, recipe.size)

@@ -14,12 +14,13 @@ from inspect import signature
 
 # %% ../nbs/24_training.ipynb #91b705d8
 import torch
+from fastcore.basics import patch
 from torch import nn
 from .core import autocast, full
 from .data import Augment, ReleasedAugment, TensorDL
 from .decoder import psnr, squared_error
 from .losses import accuracy, chance_iou, fake_psnr, GameLoss, mask_accuracy, mask_iou
-from .players import splitter
+from .players import splitter, TwoPlayers
 from .game import (AlternatingUpdates, Balance, EMA, GradientClip, ImagesAreTargets, L2Penalty,
                                  LinearDecay, ReplayBuffer, Steps)
 from fastai.callback.core import Callback
@@ -147,3 +148,14 @@ def phase_learner(
     players.frozen.requires_grad_(phase == 'auto')
     if phase == 'game': return game_learner(dls, players, recipe, total, cbs)
     return auto_learner(dls, nn.Sequential(players.encoder, players.repaired.decoder), recipe, total, cbs)
+
+@patch
+def phases(self:TwoPlayers):
+    "Name, epochs and batch size of each phase, for the [runner](28_pretraining.ipynb)."
+    r = self.recipe
+    return [('auto', r.ae_epochs, r.ae_batch), ('game', r.epochs, r.batch)]
+
+@patch
+def learner(self:TwoPlayers, phase, dls, total, cbs=()): # as for `phase_learner`
+    "The learner of a phase."
+    return phase_learner(phase, dls, self, self.recipe, total, cbs)

@@ -19,8 +19,8 @@ from .finetune import classify, supervised, words_of
 
 # %% ../../nbs/32_compare.ipynb #56750c15
 def contenders(
-    discriminator,           # the trained Discriminator
-    recipe,                  # its Recipe
+    discriminator,           # the trained network, see `as_network`
+    recipe,                  # its run's
     images,                  # (N, 3, S, S) uint8 tensor or ImageSet: training images, for `baselines`
     shown,                   # labelled ImageSet that the supervised network learns from
     random_seeds=(0, 1, 2),  # one random network each
@@ -31,7 +31,7 @@ def contenders(
     "What a number has to be compared with: `baselines`, and the same network trained on labels."
     labelled, took = supervised(recipe, shown, device=device, progress=progress, most=most)
     controls = baselines(recipe, images, random_seeds, device)
-    return dict(controls, pretrained=[discriminator], supervised=[labelled]), took
+    return dict(controls, pretrained=[as_network(discriminator, device)], supervised=[labelled]), took
 
 def measure_all(
     networks,   # what `contenders` returns
@@ -138,7 +138,7 @@ def few_labels(
             data = per_class(train, n, seed)
             for name, group in nets.items():
                 found[name][i] += [score(net, data, xt) for net, xt in zip(group, tests[name])]
-            with seeded_weights(seed): new = build(recipe).discriminator.to(device)
+            with seeded_weights(seed): new = as_network(build(recipe)).to(device)
             for name, net in {'fine-tuned': C, 'scratch': new}.items():
                 found[name][i].append(_whole(net, data, test, recipe, steps, seed, device))
     def columns(runs): return {k: [mean_std(r)[k] for r in runs] for k in ('mean', 'sd')}

@@ -134,7 +134,7 @@ def words_of(
 
 # %% ../../nbs/31_finetune.ipynb #c07d5512
 def supervised(
-    recipe,          # the recipe whose C, start and augmentation are used
+    recipe,          # the recipe whose network, start and augmentation are used
     data,            # labelled images, see `labelled_set`
     lr=1e-3,         # Adam's learning rate, until the plateau
     device='cpu',    # where it runs
@@ -144,9 +144,9 @@ def supervised(
     "C trained on labels instead of artifacts, until a held-out fifth of them no longer gets better."
     data = labelled_set(data, recipe.size)
     with seeded_weights(recipe.seed):
-        C = build(recipe).discriminator
-        linear = nn.Linear(C.class_head.fc1.in_features, len(data.classes))
-    model = nn.Sequential(C.backbone, C.class_head.flatten, linear)
+        C = as_network(build(recipe))
+        linear = nn.Linear(C.flat_features, len(data.classes))
+    model = nn.Sequential(C.backbone, C.flatten, linear)
     _, took = train_on_labels(model, data, recipe, None, lr, device, progress, most=most)
     return C.to(device).eval(), took
 
@@ -244,12 +244,12 @@ def probe_sgd(
 _BN = dict(fold='folded', drop='dropped', keep='kept, in training mode')
 
 def transfer_body(
-    discriminator,  # a Discriminator; it stays as it is
+    discriminator,  # see `as_network`; it stays as it is
     bn='fold'       # conv5's batch norm: 'fold' it into the weights, 'drop' it, or 'keep' it (the released code)
 )->nn.Module:       # a copy of its backbone, in eval mode
     "The convolutions that are transferred, without batch norm (section 4.4)."
     if bn not in _BN: raise SpotError(f"bn is 'fold', 'drop' or 'keep', not {bn!r}")
-    body = deepcopy(discriminator.backbone).eval()
+    body = deepcopy(as_network(discriminator).backbone).eval()
     if bn == 'keep': return body
     if not isinstance(body, AlexNet):
         raise SpotError("only AlexNet's batch norm can be folded or dropped: use bn='keep' for another backbone")
@@ -259,15 +259,15 @@ def transfer_body(
 
 # %% ../../nbs/31_finetune.ipynb #fed0bf4c
 def transfer_head(
-    discriminator,  # a Discriminator, for the size of its conv5 and its width
+    discriminator,  # see `as_network`, for the size of its conv5 and its width
     classes,        # number of classes
     kind='fc'       # 'fc': AlexNet's three fully-connected layers (Table 1); 'linear': one layer (Table 2)
 ):                  # conv5 (N, c, m, m) -> logits (N, classes), fresh weights
     "What is trained on top of conv5, without pool5."
     if kind not in ('fc', 'linear'): raise SpotError(f"head is 'fc' or 'linear', not {kind!r}")
-    fc1 = discriminator.class_head.fc1
-    sizes = [fc1.in_features, *([fc1.out_features]*2 if kind == 'fc' else []), classes]
-    layers = [deepcopy(discriminator.class_head.flatten)]
+    C = as_network(discriminator)
+    sizes = [C.flat_features, *([C.hidden]*2 if kind == 'fc' else []), classes]
+    layers = [deepcopy(C.flatten)]
     for n_in, n_out in zip(sizes, sizes[1:]):
         linear = nn.Linear(n_in, n_out)
         nn.init.kaiming_normal_(linear.weight, nonlinearity='relu')
@@ -281,16 +281,16 @@ def _small_weights(head): # what `transfer_head` made; changed in place
         if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.005, a=-.01, b=.01)
 
 def transfer_model(
-    discriminator,  # a Discriminator; it stays as it is
+    discriminator,  # see `as_network`; it stays as it is
     classes,        # number of classes
     head='linear',  # 'linear' or 'fc', see `transfer_head`
     bn='fold',      # see `transfer_body`
     images=None     # (N, 3, S, S) uint8 tensor or ImageSet to rescale the body to, see `rescale`; None: as it is
 ):                  # `nn.Sequential` of body and head
     "A classifier to be fine-tuned."
-    body = transfer_body(discriminator, bn)
-    return nn.Sequential(body if images is None else rescale(body, images, keep=True),
-                         transfer_head(discriminator, classes, head))
+    C = as_network(discriminator)
+    body = transfer_body(C, bn)
+    return nn.Sequential(body if images is None else rescale(body, images, keep=True), transfer_head(C, classes, head))
 
 # %% ../../nbs/31_finetune.ipynb #ba0119fd
 def _head_protocol(head, finetune, bn, lr, epochs): # as for `classify`

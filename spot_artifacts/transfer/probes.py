@@ -45,7 +45,7 @@ def pool_to(
 
 # %% ../../nbs/30_probes.ipynb #70c1f2de
 def as_network(
-    net,            # a run folder, a .safetensors file, `TwoPlayers`, a `Discriminator`, or a module as below
+    net,            # a run folder, a .safetensors file, `TwoPlayers`, a `Pretext`, or a module as below
     device='cpu'    # where the networks of a file go
 )->nn.Module:       # with `forward_layers(x)`, or with `forward_features(x)`, which gives (N, c, h, w)
     "The network whose features are wanted: of two players, it is C. SpotError if there is none."
@@ -264,20 +264,22 @@ def _equal_batches(n, bs): # images; largest batch
 
 @torch.no_grad()
 def calibrate(
-    net,            # a Discriminator, or any module that takes images in [-1, 1]
+    net,            # any module that takes images in [-1, 1]; of one with a `backbone`, that is calibrated
     images,         # (N, 3, S, S) uint8 tensor or ImageSet: training images, no labels needed
     n=2000,         # how many of them are seen, from the first
     bs=250          # images per batch
 )->nn.Module:       # the same network, in eval mode; its weights are untouched
-    "Sets the running statistics of every batch norm to those of the images."
-    norms = [m for m in net.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    "Sets the running statistics of every batch norm below the heads to those of the images."
+    body = getattr(net.eval(), 'backbone', net)
+    norms = [m for m in body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms: return net
     momenta, n = [m.momentum for m in norms], min(n, len(images))
     for m in norms:
         m.reset_running_stats()
         m.momentum = None
         m.train()
-    for x in _inputs(images[:n], _equal_batches(n, bs), _device_of(net)): net(x)
+    see = getattr(body, 'forward_features', body)
+    for x in _inputs(images[:n], _equal_batches(n, bs), _device_of(net)): see(x)
     for m, momentum in zip(norms, momenta): m.momentum = momentum
     return net.eval()
 
@@ -344,14 +346,14 @@ def rescale(
 
 # %% ../../nbs/30_probes.ipynb #04803ab3
 def baselines(
-    recipe,          # Recipe: how C is built
+    recipe,          # of any method: how its network is built
     images,          # (N, 3, S, S) uint8 tensor or ImageSet: training images, no labels needed
     seeds=(0, 1, 2), # one random network each, with and without rescaling
     device='cpu'     # where the networks are
 )->dict:             # name: list of networks in eval mode
     "What has learned nothing: raw pixels; random networks, calibrated; the same rescaled, then calibrated."
     def fresh(seed):
-        with seeded_weights(seed): return build(recipe).discriminator.to(device)
+        with seeded_weights(seed): return as_network(build(recipe)).to(device)
     return dict(pixels=[RawPixels()], random=[calibrate(fresh(s), images) for s in seeds],
                 rescaled=[calibrate(rescale(fresh(s), images), images) for s in seeds])
 
