@@ -33,12 +33,14 @@ def draw_grids(
     patch,          # side of a patch, px
     gap,            # between patches, px
     jitter,         # each patch is moved by up to so many px, up or down, left or right
-    device=None     # where the numbers are drawn
+    device=None,    # where the numbers are drawn
+    g=None          # `torch.Generator` on that device; None: torch's own
 )->torch.Tensor:    # (n, 9, 2) int64, upper left corners (row, column) of the patches, row by row
     "Grids at random places of an image, all places within it equally likely (section 3)."
     room = size - 3*patch - 2*gap - 2*jitter
-    start = jitter + torch.randint(room + 1, (n, 1, 2), device=device)
-    return start + CELLS.to(start)*(patch + gap) + torch.randint(-jitter, jitter + 1, (n, 9, 2), device=device)
+    start = torch.randint(room + 1, (n, 1, 2), generator=g, device=device)
+    moved = torch.randint(2*jitter + 1, (n, 9, 2), generator=g, device=device)
+    return start + CELLS.to(start)*(patch + gap) + moved
 
 # %% ../nbs/41_context.ipynb #dc921561
 def cut(
@@ -160,12 +162,12 @@ class ContextPrediction(PatchTask):
     def draw(self,
              x):                   # images (N, 3, S, S) in [-1, 1]
         "Nine prepared patches of each image, row by row, (N, 9, 3, h, w)."
-        r = self.recipe
-        patches = cut(x, draw_grids(len(x), x.shape[-1], r.patch, r.gap, r.jitter, x.device), r.patch)
+        r, here = self.recipe, dict(generator=self.g, device=x.device)
+        patches = cut(x, draw_grids(len(x), x.shape[-1], r.patch, r.gap, r.jitter, x.device, self.g), r.patch)
         flat = patches.flatten(0, 1)
         if r.colours == 'project': flat = project(flat)
         if r.colours == 'drop':
-            flat = drop_colours(flat, torch.randint(3, (len(flat),), device=x.device), torch.randn_like(flat))
+            flat = drop_colours(flat, torch.randint(3, (len(flat),), **here), torch.randn(flat.shape, **here))
         return flat.view_as(patches)
 
     def forward(self,
@@ -211,8 +213,7 @@ def fit_task(
     "Trains it as its recipe says, and keeps nothing on a disk: for demonstrations and studies."
     r = task.recipe
     dls, rounds, total = get_dls(data, data[:2], r, r.epochs, r.batch, next(task.parameters()).device)
-    torch.manual_seed(r.seed)
-    fit(task.learner('pretext', dls, total), rounds, progress=False)
+    with task.seeded(r.seed): fit(task.learner('pretext', dls, total), rounds, progress=False)
     return task.eval()
 
 def _percent_right(task, data): # a `PatchTask`; ImageSet, held out

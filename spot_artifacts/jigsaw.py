@@ -50,7 +50,8 @@ def average_and_minimum(
     permutations        # (n, 9), n >= 2
 ):                      # two numbers
     "Hamming distances of all pairs: Table 4's columns."
-    pairs = distances(permutations)[*torch.triu_indices(len(permutations), len(permutations), 1)]
+    rows, columns = torch.triu_indices(len(permutations), len(permutations), 1)
+    pairs = distances(permutations)[rows, columns]
     return pairs.double().mean().item(), pairs.min().item()
 
 def thin(
@@ -68,10 +69,12 @@ def tile_corners(
     order,              # (N, 9) int64, which of the image's tiles is shown at each place
     size,               # of the images, px
     tile,               # side of a tile, px
-    gap                 # average gap between neighbours, px; each gap lies between 0 and twice that
+    gap,                # average gap between neighbours, px; each gap lies between 0 and twice that
+    g=None              # `torch.Generator` on the device; None: torch's own
 )->torch.Tensor:        # (N, 9, 2) int64, upper left corners (row, column), in the puzzle's order
     "Tiles at random places in the cells of a 3 x 3 grid at a random place of the image."
-    def draw(most, count): return torch.randint(most + 1, (len(order), count, 2), device=order.device)
+    def draw(most, count):
+        return torch.randint(most + 1, (len(order), count, 2), generator=g, device=order.device)
     return draw(size - 3*(tile + gap), 1) + CELLS.to(order)[order]*(tile + gap) + draw(gap, 9)
 
 # %% ../nbs/43_jigsaw.ipynb #5f380e74
@@ -150,17 +153,17 @@ class Jigsaw(PatchTask):
              x,                    # images (N, 3, S, S) in [-1, 1]
              order):               # (N, 9) int64, which of the image's tiles is shown at each place
         "Nine prepared tiles of each image, in that order, (N, 9, 3, h, w)."
-        r = self.recipe
-        grey, j = torch.rand(len(x), device=x.device) < r.grey, r.channel_jitter
-        tiles = cut(to_grey(x, grey), tile_corners(order, x.shape[-1], r.tile, r.gap), r.tile)
-        shift = torch.randint(-j, j + 1, (len(x), 9, 3, 2), device=x.device)*~grey.view(-1, 1, 1, 1)
+        r, j, here = self.recipe, self.recipe.channel_jitter, dict(generator=self.g, device=x.device)
+        grey = torch.rand(len(x), **here) < r.grey
+        tiles = cut(to_grey(x, grey), tile_corners(order, x.shape[-1], r.tile, r.gap, self.g), r.tile)
+        shift = torch.randint(-j, j + 1, (len(x), 9, 3, 2), **here)*~grey.view(-1, 1, 1, 1)
         flat = jitter_channels(tiles.flatten(0, 1), shift.flatten(0, 1)) if j else tiles.flatten(0, 1)
         return (normalise(flat) if r.normalised else flat).view_as(tiles)
 
     def forward(self,
                 x):                # images (N, 3, S, S) in [-1, 1]
         "A puzzle of each image, and what it is taken for."
-        target = torch.randint(len(self.permutations), (len(x), 1), device=x.device)
+        target = torch.randint(len(self.permutations), (len(x), 1), generator=self.g, device=x.device)
         tiles = self.draw(x, self.permutations[target[:, 0]])
         return Puzzles(tiles, self.fc7(self.embed(tiles).flatten(1))[:, None], target, self.permutations)
 
