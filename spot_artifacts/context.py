@@ -137,7 +137,7 @@ class ContextChoices(PretextChoices):
     fc6: int = choice(4096, 'length of the embedding of a patch', 8, 16384)
     fc7: int = choice(4096, 'length of what sees two patches', 8, 16384)
 
-    SMALL = dict(PretextChoices.SMALL, batch=32, lr=3e-3, fc6=128, fc7=256)
+    SMALL = dict(PretextChoices.SMALL, batch=32, lr=3e-3, colours='project', fc6=128, fc7=256)
 
     @classmethod
     def small(cls, size=64, **changes): # image side, px; fields that differ
@@ -148,8 +148,8 @@ class ContextChoices(PretextChoices):
     def check(self):
         side = 3*self.patch + 2*self.gap + 2*self.jitter
         if side > self.size:
-            raise RecipeError(f'recipe: three patches of {self.patch} px with gaps of {self.gap} and a jitter of '
-                              f'{self.jitter} take {side} px, and size is {self.size}. Take smaller ones or a larger size.')
+            raise RecipeError(f'recipe: three patches of {self.patch} px with gaps of {self.gap} and a jitter of {self.jitter} '
+                              f'take {side} px, and size is {self.size}. Take smaller ones or a larger size.')
 
 class ContextPrediction(PatchTask):
     "Where does a patch lie, seen from the one in the middle? (Doersch, Gupta and Efros, 2015)"

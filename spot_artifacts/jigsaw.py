@@ -137,8 +137,8 @@ class JigsawChoices(PretextChoices):
 
     def check(self):
         if (side := 3*(self.tile + self.gap)) > self.size:
-            raise RecipeError(f'recipe: three tiles of {self.tile} px with gaps of {self.gap} take {side} px, and size is '
-                              f'{self.size}. Take smaller ones or a larger size.')
+            raise RecipeError(f'recipe: three tiles of {self.tile} px with gaps of {self.gap} take {side} px, and size '
+                              f'is {self.size}. Take smaller ones or a larger size.')
 
 class Jigsaw(PatchTask):
     "In which order are nine tiles of an image? (Noroozi and Favaro, 2016)"
