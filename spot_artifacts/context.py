@@ -9,8 +9,6 @@ __all__ = ['CELLS', 'CENTRE', 'AROUND', 'Answers', 'LENS', 'draw_grids', 'cut', 
 # %% ../nbs/41_context.ipynb #db66d8f2
 from collections import namedtuple
 from dataclasses import dataclass, replace
-from itertools import product
-from time import process_time
 
 # %% ../nbs/41_context.ipynb #fa470eeb
 import torch.nn.functional as F
@@ -18,7 +16,7 @@ import torch
 from torch import nn
 from .core import RecipeError
 from .data import ImageSet, to_float
-from .recipe import choice, PRETEXTS
+from .recipe import choice, PRETEXTS, seeded_weights
 from .training import get_dls
 from .pretraining import fit, measure
 from .pretext import Pretext, PretextChoices
@@ -148,8 +146,9 @@ class ContextChoices(PretextChoices):
     def check(self):
         side = 3*self.patch + 2*self.gap + 2*self.jitter
         if side > self.size:
-            raise RecipeError(f'recipe: three patches of {self.patch} px with gaps of {self.gap} and a jitter of {self.jitter} '
-                              f'take {side} px, and size is {self.size}. Take smaller ones or a larger size.')
+            raise RecipeError(f'recipe: three patches of {self.patch} px with gaps of {self.gap} and a jitter of '
+                              f'{self.jitter} take {side} px, and size is {self.size}. '
+                              'Take smaller ones or a larger size.')
 
 class ContextPrediction(PatchTask):
     "Where does a patch lie, seen from the one in the middle? (Doersch, Gupta and Efros, 2015)"
@@ -216,9 +215,6 @@ def fit_task(
     with task.seeded(r.seed): fit(task.learner('pretext', dls, total), rounds, progress=False)
     return task.eval()
 
-def _percent_right(task, data): # a `PatchTask`; ImageSet, held out
-    return 100*measure(task, data)['task']['accuracy']
-
 # %% ../nbs/41_context.ipynb #63de62c2
 def _through_lens(data, shift, seed): # ImageSet; see `aberrate` and `rolled`
     "The same images, rolled, then seen through a lens."
@@ -232,16 +228,14 @@ def lens_study(
     test,             # ImageSet, held out
     recipe,           # ContextChoices; `colours` and `seed` are replaced
     cases=LENS,       # pairs of the lens's strength, px (see `aberrate`), and of the recipe's `colours`
-    tasks=(PatchPlace, ContextPrediction),
-    seeds=(0,)        # of rolling, weights and training: one network each
-)->list:              # a dictionary for each network: task, shift, colours, seed, accuracy in percent, seconds
+    kind=PatchPlace,  # or `ContextPrediction`
+    seed=0            # of rolling, weights and training
+)->list:              # a dictionary for each case: shift, colours, accuracy in percent
     "Do networks find a lens on images that are otherwise the same everywhere, and do the remedies help?"
     rows = []
-    for kind, (shift, colours), seed in product(tasks, cases, seeds):
-        began = process_time()
-        learned, held_out = (_through_lens(data, shift, seed) for data in (train, test))
-        torch.manual_seed(seed)
-        task = fit_task(kind(replace(recipe, colours=colours, seed=seed)), learned)
-        rows.append(dict(task=kind.__name__, shift=shift, colours=colours, seed=seed,
-                         accuracy=_percent_right(task, held_out), seconds=process_time() - began))
+    for shift, colours in cases:
+        with seeded_weights(seed): task = kind(replace(recipe, colours=colours, seed=seed))
+        fit_task(task, _through_lens(train, shift, seed))
+        accuracy = measure(task, _through_lens(test, shift, seed))['task']['accuracy']
+        rows.append(dict(shift=shift, colours=colours, accuracy=100*accuracy))
     return rows

@@ -10,14 +10,13 @@ __all__ = ['Puzzles', 'TABLE5', 'permutation_set', 'distances', 'average_and_min
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import permutations, product
-from time import process_time
+from itertools import permutations
 
 # %% ../nbs/43_jigsaw.ipynb #8a0f1e15
 import numpy as np
 import torch
 from .core import RecipeError
-from .recipe import choice, PRETEXTS
+from .recipe import build, choice, PRETEXTS, seeded_weights
 from .pretraining import measure
 from .transfer.probes import probe
 from .pretext import PretextChoices
@@ -137,8 +136,8 @@ class JigsawChoices(PretextChoices):
 
     def check(self):
         if (side := 3*(self.tile + self.gap)) > self.size:
-            raise RecipeError(f'recipe: three tiles of {self.tile} px with gaps of {self.gap} take {side} px, and size '
-                              f'is {self.size}. Take smaller ones or a larger size.')
+            raise RecipeError(f'recipe: three tiles of {self.tile} px with gaps of {self.gap} take {side} px, '
+                              f'and size is {self.size}. Take smaller ones or a larger size.')
 
 class Jigsaw(PatchTask):
     "In which order are nine tiles of an image? (Noroozi and Favaro, 2016)"
@@ -177,17 +176,17 @@ def shortcut_study(
     train,            # ImageSet with labels, which only the probe sees
     test,             # ImageSet with labels, held out
     recipe,           # JigsawChoices: all three
-    rows=tuple(TABLE5),   # which of `TABLE5`
-    labels=1000,      # of the probe
-    seeds=(0,)        # one network each
-)->list:              # a dictionary for each network: row, seed, accuracy and probe in percent, seconds
+    rows=TABLE5,      # {name: fields that differ}
+    labels=500,       # of the probe
+    feature_dim=600,  # of the probe
+    seed=0            # of weights, training and the probe's labels
+)->dict:              # {name: (accuracy, {layer: accuracy of the probe})}, in percent
     "The task's accuracy, and what a linear classifier reads from the frozen layers, with and without each remedy."
-    found = []
-    for name, seed in product(rows, seeds):
-        began = process_time()
-        torch.manual_seed(seed)
-        task = fit_task(Jigsaw(replace(recipe, seed=seed, **TABLE5[name])), train)
-        layers = {k: v['mean'] for k, v in probe(task, train, test, labels, seeds=(seed,)).items()}
-        found.append(dict(row=name, seed=seed, accuracy=100*measure(task, test)['task']['accuracy'], probe=layers,
-                          seconds=process_time() - began))
+    found = {}
+    for name, changes in rows.items():
+        with seeded_weights(seed): task = build(replace(recipe, seed=seed, **changes))
+        fit_task(task, train)
+        layers = probe(task, train, test, labels, (seed,), feature_dim)
+        accuracy = 100*measure(task, test)['task']['accuracy']
+        found[name] = accuracy, {layer: scores['mean'] for layer, scores in layers.items()}
     return found
