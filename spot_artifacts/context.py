@@ -9,8 +9,6 @@ __all__ = ['CELLS', 'CENTRE', 'AROUND', 'Answers', 'LENS', 'draw_grids', 'cut', 
 # %% ../nbs/41_context.ipynb #db66d8f2
 from collections import namedtuple
 from dataclasses import dataclass, replace
-from itertools import product
-from time import process_time
 
 # %% ../nbs/41_context.ipynb #fa470eeb
 import torch.nn.functional as F
@@ -18,7 +16,7 @@ import torch
 from torch import nn
 from .core import RecipeError
 from .data import ImageSet, to_float
-from .recipe import choice, PRETEXTS
+from .recipe import choice, PRETEXTS, seeded_weights
 from .training import get_dls
 from .pretraining import fit, measure
 from .pretext import Pretext, PretextChoices
@@ -33,12 +31,14 @@ def draw_grids(
     patch,          # side of a patch, px
     gap,            # between patches, px
     jitter,         # each patch is moved by up to so many px, up or down, left or right
-    device=None     # where the numbers are drawn
+    device=None,    # where the numbers are drawn
+    g=None          # `torch.Generator` on that device; None: torch's own
 )->torch.Tensor:    # (n, 9, 2) int64, upper left corners (row, column) of the patches, row by row
     "Grids at random places of an image, all places within it equally likely (section 3)."
     room = size - 3*patch - 2*gap - 2*jitter
-    start = jitter + torch.randint(room + 1, (n, 1, 2), device=device)
-    return start + CELLS.to(start)*(patch + gap) + torch.randint(-jitter, jitter + 1, (n, 9, 2), device=device)
+    start = torch.randint(room + 1, (n, 1, 2), generator=g, device=device)
+    moved = torch.randint(2*jitter + 1, (n, 9, 2), generator=g, device=device)
+    return start + CELLS.to(start)*(patch + gap) + moved
 
 # %% ../nbs/41_context.ipynb #dc921561
 def cut(
@@ -135,7 +135,7 @@ class ContextChoices(PretextChoices):
     fc6: int = choice(4096, 'length of the embedding of a patch', 8, 16384)
     fc7: int = choice(4096, 'length of what sees two patches', 8, 16384)
 
-    SMALL = dict(PretextChoices.SMALL, batch=32, lr=3e-3, fc6=128, fc7=256)
+    SMALL = dict(PretextChoices.SMALL, batch=32, lr=3e-3, colours='project', fc6=128, fc7=256)
 
     @classmethod
     def small(cls, size=64, **changes): # image side, px; fields that differ
@@ -147,7 +147,8 @@ class ContextChoices(PretextChoices):
         side = 3*self.patch + 2*self.gap + 2*self.jitter
         if side > self.size:
             raise RecipeError(f'recipe: three patches of {self.patch} px with gaps of {self.gap} and a jitter of '
-                              f'{self.jitter} take {side} px, and size is {self.size}. Take smaller ones or a larger size.')
+                              f'{self.jitter} take {side} px, and size is {self.size}. '
+                              'Take smaller ones or a larger size.')
 
 class ContextPrediction(PatchTask):
     "Where does a patch lie, seen from the one in the middle? (Doersch, Gupta and Efros, 2015)"
@@ -160,12 +161,12 @@ class ContextPrediction(PatchTask):
     def draw(self,
              x):                   # images (N, 3, S, S) in [-1, 1]
         "Nine prepared patches of each image, row by row, (N, 9, 3, h, w)."
-        r = self.recipe
-        patches = cut(x, draw_grids(len(x), x.shape[-1], r.patch, r.gap, r.jitter, x.device), r.patch)
+        r, here = self.recipe, dict(generator=self.g, device=x.device)
+        patches = cut(x, draw_grids(len(x), x.shape[-1], r.patch, r.gap, r.jitter, x.device, self.g), r.patch)
         flat = patches.flatten(0, 1)
         if r.colours == 'project': flat = project(flat)
         if r.colours == 'drop':
-            flat = drop_colours(flat, torch.randint(3, (len(flat),), device=x.device), torch.randn_like(flat))
+            flat = drop_colours(flat, torch.randint(3, (len(flat),), **here), torch.randn(flat.shape, **here))
         return flat.view_as(patches)
 
     def forward(self,
@@ -211,12 +212,8 @@ def fit_task(
     "Trains it as its recipe says, and keeps nothing on a disk: for demonstrations and studies."
     r = task.recipe
     dls, rounds, total = get_dls(data, data[:2], r, r.epochs, r.batch, next(task.parameters()).device)
-    torch.manual_seed(r.seed)
-    fit(task.learner('pretext', dls, total), rounds, progress=False)
+    with task.seeded(r.seed): fit(task.learner('pretext', dls, total), rounds, progress=False)
     return task.eval()
-
-def _percent_right(task, data): # a `PatchTask`; ImageSet, held out
-    return 100*measure(task, data)['task']['accuracy']
 
 # %% ../nbs/41_context.ipynb #63de62c2
 def _through_lens(data, shift, seed): # ImageSet; see `aberrate` and `rolled`
@@ -231,16 +228,14 @@ def lens_study(
     test,             # ImageSet, held out
     recipe,           # ContextChoices; `colours` and `seed` are replaced
     cases=LENS,       # pairs of the lens's strength, px (see `aberrate`), and of the recipe's `colours`
-    tasks=(PatchPlace, ContextPrediction),
-    seeds=(0,)        # of rolling, weights and training: one network each
-)->list:              # a dictionary for each network: task, shift, colours, seed, accuracy in percent, seconds
+    kind=PatchPlace,  # or `ContextPrediction`
+    seed=0            # of rolling, weights and training
+)->list:              # a dictionary for each case: shift, colours, accuracy in percent
     "Do networks find a lens on images that are otherwise the same everywhere, and do the remedies help?"
     rows = []
-    for kind, (shift, colours), seed in product(tasks, cases, seeds):
-        began = process_time()
-        learned, held_out = (_through_lens(data, shift, seed) for data in (train, test))
-        torch.manual_seed(seed)
-        task = fit_task(kind(replace(recipe, colours=colours, seed=seed)), learned)
-        rows.append(dict(task=kind.__name__, shift=shift, colours=colours, seed=seed,
-                         accuracy=_percent_right(task, held_out), seconds=process_time() - began))
+    for shift, colours in cases:
+        with seeded_weights(seed): task = kind(replace(recipe, colours=colours, seed=seed))
+        fit_task(task, _through_lens(train, shift, seed))
+        accuracy = measure(task, _through_lens(test, shift, seed))['task']['accuracy']
+        rows.append(dict(shift=shift, colours=colours, accuracy=100*accuracy))
     return rows

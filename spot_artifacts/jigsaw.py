@@ -10,14 +10,13 @@ __all__ = ['Puzzles', 'TABLE5', 'permutation_set', 'distances', 'average_and_min
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import permutations, product
-from time import process_time
+from itertools import permutations
 
 # %% ../nbs/43_jigsaw.ipynb #8a0f1e15
 import numpy as np
 import torch
 from .core import RecipeError
-from .recipe import choice, PRETEXTS
+from .recipe import build, choice, PRETEXTS, seeded_weights
 from .pretraining import measure
 from .transfer.probes import probe
 from .pretext import PretextChoices
@@ -50,7 +49,8 @@ def average_and_minimum(
     permutations        # (n, 9), n >= 2
 ):                      # two numbers
     "Hamming distances of all pairs: Table 4's columns."
-    pairs = distances(permutations)[*torch.triu_indices(len(permutations), len(permutations), 1)]
+    rows, columns = torch.triu_indices(len(permutations), len(permutations), 1)
+    pairs = distances(permutations)[rows, columns]
     return pairs.double().mean().item(), pairs.min().item()
 
 def thin(
@@ -68,10 +68,12 @@ def tile_corners(
     order,              # (N, 9) int64, which of the image's tiles is shown at each place
     size,               # of the images, px
     tile,               # side of a tile, px
-    gap                 # average gap between neighbours, px; each gap lies between 0 and twice that
+    gap,                # average gap between neighbours, px; each gap lies between 0 and twice that
+    g=None              # `torch.Generator` on the device; None: torch's own
 )->torch.Tensor:        # (N, 9, 2) int64, upper left corners (row, column), in the puzzle's order
     "Tiles at random places in the cells of a 3 x 3 grid at a random place of the image."
-    def draw(most, count): return torch.randint(most + 1, (len(order), count, 2), device=order.device)
+    def draw(most, count):
+        return torch.randint(most + 1, (len(order), count, 2), generator=g, device=order.device)
     return draw(size - 3*(tile + gap), 1) + CELLS.to(order)[order]*(tile + gap) + draw(gap, 9)
 
 # %% ../nbs/43_jigsaw.ipynb #5f380e74
@@ -134,8 +136,8 @@ class JigsawChoices(PretextChoices):
 
     def check(self):
         if (side := 3*(self.tile + self.gap)) > self.size:
-            raise RecipeError(f'recipe: three tiles of {self.tile} px with gaps of {self.gap} take {side} px, and size is '
-                              f'{self.size}. Take smaller ones or a larger size.')
+            raise RecipeError(f'recipe: three tiles of {self.tile} px with gaps of {self.gap} take {side} px, '
+                              f'and size is {self.size}. Take smaller ones or a larger size.')
 
 class Jigsaw(PatchTask):
     "In which order are nine tiles of an image? (Noroozi and Favaro, 2016)"
@@ -150,17 +152,17 @@ class Jigsaw(PatchTask):
              x,                    # images (N, 3, S, S) in [-1, 1]
              order):               # (N, 9) int64, which of the image's tiles is shown at each place
         "Nine prepared tiles of each image, in that order, (N, 9, 3, h, w)."
-        r = self.recipe
-        grey, j = torch.rand(len(x), device=x.device) < r.grey, r.channel_jitter
-        tiles = cut(to_grey(x, grey), tile_corners(order, x.shape[-1], r.tile, r.gap), r.tile)
-        shift = torch.randint(-j, j + 1, (len(x), 9, 3, 2), device=x.device)*~grey.view(-1, 1, 1, 1)
+        r, j, here = self.recipe, self.recipe.channel_jitter, dict(generator=self.g, device=x.device)
+        grey = torch.rand(len(x), **here) < r.grey
+        tiles = cut(to_grey(x, grey), tile_corners(order, x.shape[-1], r.tile, r.gap, self.g), r.tile)
+        shift = torch.randint(-j, j + 1, (len(x), 9, 3, 2), **here)*~grey.view(-1, 1, 1, 1)
         flat = jitter_channels(tiles.flatten(0, 1), shift.flatten(0, 1)) if j else tiles.flatten(0, 1)
         return (normalise(flat) if r.normalised else flat).view_as(tiles)
 
     def forward(self,
                 x):                # images (N, 3, S, S) in [-1, 1]
         "A puzzle of each image, and what it is taken for."
-        target = torch.randint(len(self.permutations), (len(x), 1), device=x.device)
+        target = torch.randint(len(self.permutations), (len(x), 1), generator=self.g, device=x.device)
         tiles = self.draw(x, self.permutations[target[:, 0]])
         return Puzzles(tiles, self.fc7(self.embed(tiles).flatten(1))[:, None], target, self.permutations)
 
@@ -174,17 +176,17 @@ def shortcut_study(
     train,            # ImageSet with labels, which only the probe sees
     test,             # ImageSet with labels, held out
     recipe,           # JigsawChoices: all three
-    rows=tuple(TABLE5),   # which of `TABLE5`
-    labels=1000,      # of the probe
-    seeds=(0,)        # one network each
-)->list:              # a dictionary for each network: row, seed, accuracy and probe in percent, seconds
+    rows=TABLE5,      # {name: fields that differ}
+    labels=500,       # of the probe
+    feature_dim=600,  # of the probe
+    seed=0            # of weights, training and the probe's labels
+)->dict:              # {name: (accuracy, {layer: accuracy of the probe})}, in percent
     "The task's accuracy, and what a linear classifier reads from the frozen layers, with and without each remedy."
-    found = []
-    for name, seed in product(rows, seeds):
-        began = process_time()
-        torch.manual_seed(seed)
-        task = fit_task(Jigsaw(replace(recipe, seed=seed, **TABLE5[name])), train)
-        layers = {k: v['mean'] for k, v in probe(task, train, test, labels, seeds=(seed,)).items()}
-        found.append(dict(row=name, seed=seed, accuracy=100*measure(task, test)['task']['accuracy'], probe=layers,
-                          seconds=process_time() - began))
+    found = {}
+    for name, changes in rows.items():
+        with seeded_weights(seed): task = build(replace(recipe, seed=seed, **changes))
+        fit_task(task, train)
+        layers = probe(task, train, test, labels, (seed,), feature_dim)
+        accuracy = 100*measure(task, test)['task']['accuracy']
+        found[name] = accuracy, {layer: scores['mean'] for layer, scores in layers.items()}
     return found
