@@ -212,7 +212,7 @@ def loss(self:Inpainting,
 def groups(self:Inpainting):
     "The context encoder's parameters, and D's."
     painter = [p for part in (self.backbone, self.across, self.decoder) for p in part.parameters()]
-    return [painter] + [list(self.adversary.parameters())]*(self.adversary is not None)
+    return [painter] if self.adversary is None else [painter, list(self.adversary.parameters())]
 
 @patch
 def learning_rates(self:Inpainting):
