@@ -63,13 +63,14 @@ def draw_holes(
     kind,          # central, blocks or regions
     n,             # number of images
     size,          # image side, px
+    generator=None, # torch.Generator on `device`; None: torch's own
     device=None    # where the holes are wanted
 )->torch.Tensor:   # (n, 1, S, S), 1 = dropped
-    "A hole for each image, from torch's random numbers on the device: at most a quarter of the pixels."
+    "A hole for each image: at most a quarter of the pixels."
     if kind == 'central': return central_holes(n, size, device)
-    if kind == 'regions': return region_holes(torch.rand(n, 1, 4, 4, device=device), size)
-    side = size//4
-    return block_holes(torch.randint(0, size - side + 1, (n, 4, 2), device=device), side, size)
+    how, side = dict(generator=generator, device=device), size//4
+    if kind == 'regions': return region_holes(torch.rand(n, 1, 4, 4, **how), size)
+    return block_holes(torch.randint(0, size - side + 1, (n, 4, 2), **how), side, size)
 
 # %% ../nbs/42_inpainting.ipynb #c4200021
 class ChannelWise(nn.Module):
@@ -189,7 +190,7 @@ class Inpainting(Pretext):
 @patch
 def forward(self:Inpainting, x): # images (N, 3, S, S) in [-1, 1], augmented
     "One step, a `Painted`, with a fresh hole for every image."
-    hole = draw_holes(self.recipe.holes, len(x), x.shape[-1], x.device)
+    hole = draw_holes(self.recipe.holes, len(x), x.shape[-1], self.g, x.device)
     painted = self.paint(x, hole)
     if self.adversary is None: return Painted(x, hole, painted, None, None)
     there, new, D = x*hole, painted*hole, self.adversary
@@ -211,7 +212,7 @@ def loss(self:Inpainting,
 def groups(self:Inpainting):
     "The context encoder's parameters, and D's."
     painter = [p for part in (self.backbone, self.across, self.decoder) for p in part.parameters()]
-    return [painter] + [list(self.adversary.parameters())]*(self.adversary is not None)
+    return [painter] if self.adversary is None else [painter, list(self.adversary.parameters())]
 
 @patch
 def learning_rates(self:Inpainting):
