@@ -82,7 +82,8 @@ def test_the_table_and_its_gains(tmp_path):
 
 def test_the_command(tree, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    words = ['voc', '--task', 'segmentation', '--root', str(tree), '--weights', str(run), '--steps', '2', '--seeds', '2',
+    words = ["voc", "--task", "segmentation", "--root", str(tree), "--weights", str(run), "--steps", "2",
+             "--seeds", "2",
              '--device', 'cpu', '--out', str(tmp_path/'out')]
     main(words)
     told = capsys.readouterr().out
