@@ -290,7 +290,7 @@ def cmd_pretrain(
     epochs:EPOCHS=None,  # passes over the images in each phase (default: the recipe's)
     seed=None,
     resume=False,        # continue the run in --out after its last checkpoint (default: start a new one)
-    keep=False,          # keep the weights after 1, 2, 4, 8, ... rounds too, to see what longer training gives
+    keep=False,          # keep the weights after 1, 2, 4, 8, ... rounds too (default: only the last)
     tensorboard=False,   # write curves to RUN/tensorboard too (default: only CSV files)
     strict=False,
     device='auto'
