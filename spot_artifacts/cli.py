@@ -20,9 +20,6 @@ from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 
-# %% ../nbs/60_cli.ipynb #c4aafa29
-from .core import printable
-
 # %% ../nbs/60_cli.ipynb #3c1e8a02
 def one_line(text):
     "All of a text in one printable line."
@@ -835,9 +832,9 @@ def cmd_voc(
         for s in range(seed, seed + seeds):
             r = voc_run(task, root, weights, recipe, preset, s, out, device, year, download, True, **changes)
             without = f', without {", ".join(r["without"])}, which no test image has' if r['without'] else ''
-            print(f'{task}, {r["name"]}, seed {s}: {r["score"]:.1f} %{printable(without)}', flush=True)
+            print(f'{task}, {r["name"]}, seed {s}: {r["score"]:.1f} %{one_line(without)}', flush=True)
     print(voc_table(voc_results(out)).to_string())
-    print(f'details in {printable(out)}')
+    print(f'details in {one_line(out)}')
 
 # %% ../nbs/60_cli.ipynb #6ee2ec71
 def cmd_bench(
