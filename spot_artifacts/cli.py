@@ -20,13 +20,13 @@ from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 
-# %% ../nbs/60_cli.ipynb #677f57e0
-from .core import printable
-
 # %% ../nbs/60_cli.ipynb #3c1e8a02
 def one_line(text):
     "All of a text in one printable line."
-    return printable(' '.join(str(text).split()))
+    text = ' '.join(str(text).split())
+    if text.isprintable(): return text              # mostly; the command line's help does not wait for torch
+    from spot_artifacts.core import printable
+    return printable(text)
 
 # %% ../nbs/60_cli.ipynb #8af70e13
 class Parser(argparse.ArgumentParser):
@@ -58,7 +58,7 @@ class Word(dict):
     "How the words of an option are read: keywords for `add_argument`, and in `note` an end of its help text."
     def __repr__(self): return self.get('metavar') or ' | '.join(self['choices'])
 
-RECIPES = ('small', 'demo', 'paper', 'released')
+RECIPES = ('photos', 'small', 'demo', 'paper', 'released')
 PROTOCOLS = dict(
     linear='logistic regression on frozen conv1 to conv5 (Tables 4 and 5)',
     sgd='linear classifiers on frozen conv1 to conv5, by SGD on random crops (Tables 4 and 5)',
@@ -82,7 +82,7 @@ EPOCHS, SEED = Word(metavar='X', type=number(float, .01, 1e5)), Word(metavar='N'
 def _shared(
     weights:RUN,    # folder of a run, or a weights.safetensors file
     run:RUN,        # folder of a run, or a weights.safetensors file
-    recipe:RECIPE,  # small, demo, paper, released, or a JSON file
+    recipe:RECIPE,  # photos, small, demo, paper, released, or a JSON file
     size:PX,        # side of the square images in pixels (default: the recipe's)
     width:WIDTH,    # channels of all networks as a multiple of the paper's (default: the recipe's)
     batch:BATCH,    # images per step (default: the recipe's)
@@ -261,7 +261,7 @@ def check_same(
 def cmd_pretrain(
     images:DIR,          # folder of images, at any depth, no labels needed
     out:RUN,             # folder of the run; must not exist yet, except with --resume
-    recipe=None,         # small, demo, paper, released, or a JSON file (default: small)
+    recipe=None,         # photos, small, demo, paper, released, or a JSON file (default: photos)
     size=None,
     width=None,
     batch=None,
@@ -269,6 +269,7 @@ def cmd_pretrain(
     epochs:EPOCHS=None,  # passes over the images in each of the two phases (default: the recipe's)
     seed=None,
     resume=False,        # continue the run in --out after its last checkpoint (default: start a new one)
+    keep=False,          # keep the weights after 1, 2, 4, 8, ... rounds too, to see what longer training gives
     tensorboard=False,   # write curves to RUN/tensorboard too (default: only CSV files)
     strict=False,
     device='auto'
@@ -280,10 +281,11 @@ def cmd_pretrain(
     from spot_artifacts.folders import folder_images
     from spot_artifacts.monitor import TensorBoardLog
     from spot_artifacts.pretraining import pretrain
+    from spot_artifacts.runs import KeepWeights
     device, out = pick_device(device), Path(out)
     began = begun(out) if resume else check_new(out, recipe)
     check_out(out, images)
-    recipe = pick_recipe(recipe or began or 'small', size, width, batch, epochs, seed)
+    recipe = pick_recipe(recipe or began or 'photos', size, width, batch, epochs, seed)
     if began and not steps: check_same(began, recipe, out)
     data = folder_images(images, recipe.size, strict=strict)
     if steps: recipe = in_steps(recipe, len(random_split(data)[0]), steps)
@@ -291,6 +293,7 @@ def cmd_pretrain(
     torch.manual_seed(recipe.seed)                      # a run has its own; this is for what else draws numbers
     with stopped_with(lambda: f'{out} is kept: continue with --resume.' if (out/'run.json').exists() else ''):
         cbs = [TensorBoardLog(out/'tensorboard')] if tensorboard and not rank() else []
+        if keep: cbs.append(KeepWeights(out))
         players, _, seconds = pretrain(data, recipe, out, device, resume, cbs=cbs)
     if rank(): return                                   # of several processes, the first one writes
     learned, held_out = random_split(data, seed=recipe.seed)
@@ -508,7 +511,7 @@ def cmd_probe(
                                   probe=means(found), probe_detail=found, protocol=done))
     n = f'{done["labels"]} labels' if 'labels' in done else f'{", ".join(map(str, done["numbers"]))} labels per class'
     print(f'{PROTOCOLS[protocol]}: {len(train.classes)} classes, {n}, {len(done["seeds"])} draws, '
-          f'{len(test)} test images; details in {printable(out)}')
+          f'{len(test)} test images; details in {one_line(out)}')
 
 # %% ../nbs/60_cli.ipynb #3c1e8a21
 def cmd_stl10(
@@ -544,7 +547,7 @@ def cmd_stl10(
         print(f'{way:<24} {found[way]["mean"]:.1f} % ± {found[way]["sd"]:.1f} over ten folds of STL-10'
               + f' and {len(nets)} networks'*(len(nets) > 1), flush=True)
     out = write_results(out, dict(provenance(train, device), recipe=asdict(recipe), stl10=found))
-    print(f'details in {printable(out)}')
+    print(f'details in {one_line(out)}')
 
 # %% ../nbs/60_cli.ipynb #c94b85e5
 class Verdicts:
@@ -586,7 +589,7 @@ def cmd_spot(
     with stopped_with(lambda: f'{verdicts.out} has the verdicts so far.' if verdicts.found else ''):
         try:
             for file in images:
-                try: print(printable(verdicts.add(file)), flush=True)
+                try: print(one_line(verdicts.add(file)), flush=True)
                 except SpotError as e: failed.append(str(e))
         finally: verdicts.save()
     if failed: raise SpotError(f'{len(failed)} of {len(images)} images could not be judged: {" ".join(failed)}')
@@ -918,7 +921,7 @@ def main(
     except KeyboardInterrupt as e:
         ctrl_c(signal.SIG_DFL)
         print()                                                 # ends the progress bar's line
-        status, line = 130, f'stopped. {printable(e)}'.strip()
+        status, line = 130, f'stopped. {one_line(e)}'.strip()
     except Exception as e:
         status, line = 1, explain(e, out)
         if not line: raise

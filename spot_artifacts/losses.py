@@ -19,7 +19,8 @@ from .decoder import psnr
 class _Parts:
     "A named tuple that a list makes as well: so fastai can move it, cast it and collect it."
     __slots__ = ()
-    def __new__(cls, *parts): return super().__new__(cls, *(parts[0] if len(parts) == 1 else parts))
+    def __new__(cls, *parts, **named):
+        return super().__new__(cls, *(parts[0] if len(parts) == 1 and not named else parts), **named)
 
 class Verdict(_Parts, namedtuple('Verdict', 'real fake real_mask fake_mask')):
     """C's logits of one batch: real or corrupt (N,), of real images and of fakes; kept or dropped
