@@ -808,7 +808,7 @@ def show_ablations(
 
 # %% ../nbs/60_cli.ipynb #3c1e8a33
 def cmd_voc(
-    weights:TEXT,             # folder of a run, a weights.safetensors file, or random, rescaled, supervised
+    weights:TEXT,             # folder of a run, a file or name of weights, or random, rescaled, supervised
     task:TASK='classification', # what the convolutions are fine-tuned for
     root:DIR=None,            # VOCdevkit, or the folder that it lies in (default: drawn scenes)
     like:RUN=None,            # run whose recipe random, rescaled and supervised networks have (default: small)
@@ -822,6 +822,7 @@ def cmd_voc(
     device='auto'
 ):
     "Fine-tune on Pascal VOC (Table 3), and print the table of all finished runs."
+    from spot_artifacts.core import printable
     from spot_artifacts.runs import load_weights
     from spot_artifacts.transfer.table3 import toy_tree, voc_results, voc_run, voc_table
     check_out(out)

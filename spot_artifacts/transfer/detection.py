@@ -194,7 +194,7 @@ def detection_ap(
 DETECT = dict(
     paper=dict(steps=40_000, batch=2, lr=.001, every=30_000, factor=.1, width=4096, dropout=.5,
                mode='quality', least=20, rois=64, scales=(480, 688, 864, 1200, 576, 600), largest=1000),
-    small=dict(steps=400, batch=4, lr=.01, every=150, factor=.5, width=256, dropout=0., mode='quality', least=12,
+    small=dict(steps=1500, batch=4, lr=.01, every=500, factor=.5, width=256, dropout=0., mode='quality', least=12,
                rois=64, scales=(80, 112, 96), largest=200))
 
 @torch.no_grad()

@@ -528,7 +528,7 @@ def batch_rows(
 CLASSIFY = dict(
     paper=dict(size=227, area=(.1, .5), steps=80_000, batch=16, lr=.001, every=10_000, width=4096, dropout=.5,
                crops=10),
-    small=dict(size=96, area=(.5, 1.), steps=400, batch=16, lr=.01, every=150, width=256, dropout=0., crops=10))
+    small=dict(size=96, area=(.5, 1.), steps=1200, batch=16, lr=.01, every=400, width=256, dropout=0., crops=10))
 
 def some_squares(data, size, n=200, seed=0): # `VOCSet`; px; how many; of the choice
     "Some pictures of a set, resized to squares, (n, 3, size, size) uint8."

@@ -82,9 +82,8 @@ def test_the_table_and_its_gains(tmp_path):
 
 def test_the_command(tree, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    words = ["voc", "--task", "segmentation", "--root", str(tree), "--weights", str(run), "--steps", "2",
-             "--seeds", "2",
-             '--device', 'cpu', '--out', str(tmp_path/'out')]
+    words = ['voc', '--task', 'segmentation', '--root', str(tree), '--weights', str(run), '--steps', '2',
+             '--seeds', '2', '--device', 'cpu', '--out', str(tmp_path/'out')]
     main(words)
     told = capsys.readouterr().out
     assert 'segmentation, mine, seed 1: ' in told and '(n = 2)' in told and len(list((tmp_path/'out').iterdir())) == 2
