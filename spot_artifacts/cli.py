@@ -57,7 +57,7 @@ class Word(dict):
     "How the words of an option are read: keywords for `add_argument`, and in `note` an end of its help text."
     def __repr__(self): return self.get('metavar') or ' | '.join(self['choices'])
 
-RECIPES = ('small', 'demo', 'paper', 'released')
+RECIPES = ('photos', 'small', 'demo', 'paper', 'released')
 PROTOCOLS = dict(
     linear='logistic regression on frozen conv1 to conv5 (Tables 4 and 5)',
     sgd='linear classifiers on frozen conv1 to conv5, by SGD on random crops (Tables 4 and 5)',
@@ -80,7 +80,7 @@ EPOCHS, SEED = Word(metavar='X', type=number(float, .01, 1e5)), Word(metavar='N'
 def _shared(
     weights:RUN,    # folder of a run, or a weights.safetensors file
     run:RUN,        # folder of a run, or a weights.safetensors file
-    recipe:RECIPE,  # small, demo, paper, released, or a JSON file
+    recipe:RECIPE,  # photos, small, demo, paper, released, or a JSON file
     size:PX,        # side of the square images in pixels (default: the recipe's)
     width:WIDTH,    # channels of all networks as a multiple of the paper's (default: the recipe's)
     batch:BATCH,    # images per step (default: the recipe's)
@@ -259,7 +259,7 @@ def check_same(
 def cmd_pretrain(
     images:DIR,          # folder of images, at any depth, no labels needed
     out:RUN,             # folder of the run; must not exist yet, except with --resume
-    recipe=None,         # small, demo, paper, released, or a JSON file (default: small)
+    recipe=None,         # photos, small, demo, paper, released, or a JSON file (default: photos)
     size=None,
     width=None,
     batch=None,
@@ -267,6 +267,7 @@ def cmd_pretrain(
     epochs:EPOCHS=None,  # passes over the images in each of the two phases (default: the recipe's)
     seed=None,
     resume=False,        # continue the run in --out after its last checkpoint (default: start a new one)
+    keep=False,          # keep the weights after 1, 2, 4, 8, ... rounds too, to see what longer training gives
     tensorboard=False,   # write curves to RUN/tensorboard too (default: only CSV files)
     strict=False,
     device='auto'
@@ -278,10 +279,11 @@ def cmd_pretrain(
     from spot_artifacts.folders import folder_images
     from spot_artifacts.monitor import TensorBoardLog
     from spot_artifacts.pretraining import pretrain
+    from spot_artifacts.runs import KeepWeights
     device, out = pick_device(device), Path(out)
     began = begun(out) if resume else check_new(out, recipe)
     check_out(out, images)
-    recipe = pick_recipe(recipe or began or 'small', size, width, batch, epochs, seed)
+    recipe = pick_recipe(recipe or began or 'photos', size, width, batch, epochs, seed)
     if began and not steps: check_same(began, recipe, out)
     data = folder_images(images, recipe.size, strict=strict)
     if steps: recipe = in_steps(recipe, len(random_split(data)[0]), steps)
@@ -289,6 +291,7 @@ def cmd_pretrain(
     torch.manual_seed(recipe.seed)                      # a run has its own; this is for what else draws numbers
     with stopped_with(lambda: f'{out} is kept: continue with --resume.' if (out/'run.json').exists() else ''):
         cbs = [TensorBoardLog(out/'tensorboard')] if tensorboard and not rank() else []
+        if keep: cbs.append(KeepWeights(out))
         players, _, seconds = pretrain(data, recipe, out, device, resume, cbs=cbs)
     if rank(): return                                   # of several processes, the first one writes
     learned, held_out = random_split(data, seed=recipe.seed)

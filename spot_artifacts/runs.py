@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOT_BEGUN', 'digest', 'before', 'save_checkpoint', 'load_checkpoint', 'Damaged', 'damaged', 'Checkpoint',
-           'save_weights', 'load_weights', 'free_folder', 'folder_lock', 'check_shares', 'open_run']
+           'save_weights', 'packaged_weights', 'load_weights', 'KeepWeights', 'free_folder', 'folder_lock',
+           'check_shares', 'open_run']
 
 # %% ../nbs/26_runs.ipynb #5c9e4de7
 import hashlib, json, math, os, sys, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 
 # %% ../nbs/26_runs.ipynb #3b5267ca
@@ -153,11 +155,15 @@ def save_weights(players, path): # `TwoPlayers`; the .safetensors file
     recipe = json.dumps(asdict(players.recipe))
     atomic_write(path, lambda tmp: save_file(state, tmp, metadata=dict(recipe=recipe)))
 
+def packaged_weights():
+    "{name: file} of the weights that come with the library. A `.md` file beside each says what it is."
+    return {f.stem: f for f in sorted((Path(str(files('spot_artifacts')))/'weights').glob('*.safetensors'))}
+
 def _read_weights(path, device):
     "Recipe and tensors of a file of weights."
     if not path.is_file():
-        raise WeightsError(f'{path}: no weights there; give a run folder of `spot-artifacts pretrain` '
-                           'or a .safetensors file')
+        raise WeightsError(f'{path}: no weights there; give a run folder of `spot-artifacts pretrain`, '
+                           f'a .safetensors file, or {" or ".join(packaged_weights())}')
     try:
         with safe_open(path, 'pt', device=str(device)) as f:
             meta, state = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
@@ -167,13 +173,14 @@ def _read_weights(path, device):
                            'write them again with `spot-artifacts pretrain`') from None
 
 def load_weights(
-    path,           # a run folder, or a file that `save_weights` wrote
+    path,           # a run folder, a file that `save_weights` wrote, or a name of `packaged_weights`
     device='cpu',   # where the networks go
     backbone=None   # C's convolutions, if they are not AlexNet's: a fresh module like the one that was trained
 )->TwoPlayers:      # in eval mode
     "The networks of a run. SpotError when they are missing, damaged or of another architecture."
     usable_device(device)
     path = Path(path)
+    if not path.exists(): path = packaged_weights().get(str(path), path)
     path = path/'weights.safetensors' if path.is_dir() else path
     recipe, state = _read_weights(path, device)
     with torch.device('meta'): wanted = build(recipe).state_dict() # a recipe that lies may ask for any amount of memory
@@ -188,6 +195,18 @@ def load_weights(
     except RuntimeError:
         raise WeightsError(f'{path}: its C had another backbone than the one that was given.') from None
     return players.to(device).eval()
+
+# %% ../nbs/26_runs.ipynb #1a3a469d
+class KeepWeights(Callback):
+    "Leaves `weights-1.safetensors`, and so on after 2, 4, 8, ... rounds of a game."
+    order = EpochLog.order + 6
+    def __init__(self, folder): self.folder = Path(folder)      # where they go: the run's
+    def after_epoch(self):
+        n = len(self.rows)
+        if rank() or n & (n - 1): return
+        players, was = get_model(self.model), self.model.training
+        save_weights(players.eval(), self.folder/f'weights-{n}.safetensors')
+        players.train(was)
 
 # %% ../nbs/26_runs.ipynb #f58934ec
 NOT_BEGUN = ('recipe.json', '.lock')      # what a run leaves that was killed before its first step

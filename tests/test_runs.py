@@ -13,8 +13,10 @@ import soak
 from spot_artifacts import core
 from spot_artifacts.core import CheckpointError, RecipeError, RunError, WeightsError
 from spot_artifacts.recipe import Recipe
-from spot_artifacts.runs import (before, digest, folder_lock, free_folder, load_checkpoint, load_weights,
+from spot_artifacts.pretraining import pretrain
+from spot_artifacts.runs import (KeepWeights, before, digest, folder_lock, free_folder, load_checkpoint, load_weights,
                                  save_checkpoint)
+from spot_artifacts.toy import toy_images
 
 
 def test_killed_and_resumed_is_left_alone():
@@ -113,3 +115,15 @@ def test_a_pipe_is_neither_a_recipe_nor_weights(tmp_path):
     os.mkfifo(tmp_path/'weights.safetensors')
     with pytest.raises(WeightsError, match='no weights there'): load_weights(tmp_path)
     with pytest.raises(RecipeError, match='not JSON .no regular file'): Recipe.load(tmp_path/'weights.safetensors')
+
+
+def test_weights_are_kept_after_powers_of_two(tmp_path):
+    out = tmp_path/'run'
+    recipe = Recipe.small(32, width=.05, ae_width=.05, ae_batch=8, batch=8, ae_epochs=1., epochs=9.)
+    photos = toy_images(20, 32, cache=False)
+    players, logs, _ = pretrain(photos, recipe, out, progress=False, cbs=KeepWeights(out))
+    assert len(logs['game']) == 9
+    assert sorted(f.name for f in out.glob('weights-*')) == [f'weights-{n}.safetensors' for n in (1, 2, 4, 8)]
+    def c(where): return torch.cat([p.flatten() for p in load_weights(where).discriminator.parameters()])
+    assert not c(out/'weights-1.safetensors').equal(c(out/'weights-4.safetensors'))
+    assert not c(out/'weights-4.safetensors').equal(c(out))

@@ -99,12 +99,11 @@ def _few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds): # as for 
     "In words."
     return (f'logistic regression on frozen {layer} pooled to about {feature_dim} values, l2 {l2:g}; '
             f'{len(random_seeds)} random networks, batch norm calibrated, and the same rescaled; '
-            'scratch: all of C without batch norm and a '
+            'fine-tuned and scratch: all of C without batch norm and a '
             f'linear layer on conv5, {steps} steps of Adam from 0.001; {len(seeds)} draws')
 
-def _from_scratch(recipe, data, test, steps, seed, device): # as for `few_labels`; labelled ImageSets
-    "Test accuracy of a new network trained on the labels, percent."
-    with seeded_weights(seed): C = build(recipe).discriminator.to(device)
+def _whole(C, data, test, recipe, steps, seed, device): # a Discriminator; the rest as for `few_labels`
+    "Test accuracy of its convolutions and a linear layer, all trained on the labels, percent."
     epochs = steps*recipe.batch/len(data)
     return classify(C, data, test, recipe, epochs, 'linear', True, lr=1e-3, seed=seed, device=device)['accuracy']
 
@@ -118,12 +117,12 @@ def few_labels(
     seeds=(0, 1, 2),             # for each, another draw and another training from scratch
     layer='conv4',               # whose features the probes get
     l2=.03,                      # their penalty
-    steps=300,                   # of training from scratch, whatever the number of labels
+    steps=300,                   # of fine-tuning and of training from scratch, whatever the number of labels
     feature_dim=2300,            # wanted length of the features
     random_seeds=(0, 1, 2),      # one random network each
     device='cpu'                 # where the networks are
 )->dict:                         # `protocol`, `numbers`, and per network lists alongside: `mean`, `sd`, `seeds`
-    "Accuracy against the number of labels: probes of trained and of random features, and training from scratch."
+    "Accuracy against the number of labels: probes of trained and of random features, fine-tuning, a new network."
     C = as_network(discriminator, device)
     train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size, held_out=True)
     if layer not in layer_names(C): raise SpotError(f'no layer {layer!r}: use {", ".join(layer_names(C))}')
@@ -133,13 +132,15 @@ def few_labels(
     tests = {name: [features(net, test) for net in group] for name, group in nets.items()}
     def score(net, data, xt):
         return 100*fit_probe(features(net, data), data.labels.numpy(), l2).score(xt, test.labels.numpy())
-    found = {name: [[] for _ in numbers] for name in (*nets, 'scratch')}
+    found = {name: [[] for _ in numbers] for name in (*nets, 'fine-tuned', 'scratch')}
     for seed in seeds:
         for i, n in enumerate(numbers):
             data = per_class(train, n, seed)
             for name, group in nets.items():
                 found[name][i] += [score(net, data, xt) for net, xt in zip(group, tests[name])]
-            found['scratch'][i].append(_from_scratch(recipe, data, test, steps, seed, device))
+            with seeded_weights(seed): new = build(recipe).discriminator.to(device)
+            for name, net in {'fine-tuned': C, 'scratch': new}.items():
+                found[name][i].append(_whole(net, data, test, recipe, steps, seed, device))
     def columns(runs): return {k: [mean_std(r)[k] for r in runs] for k in ('mean', 'sd')}
     networks = {name: dict(columns(runs), seeds=runs) for name, runs in found.items()}
     return dict(protocol=_few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds), numbers=list(numbers),

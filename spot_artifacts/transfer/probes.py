@@ -176,7 +176,7 @@ def choose_l2(
 # %% ../../nbs/30_probes.ipynb #f899fb4e
 def labelled_set(
     source,         # ImageSet; a folder with one sub-folder per class; a torchvision dataset; fastai `DataLoaders`
-    size=None,      # height and width, px, of what is not yet an ImageSet
+    size=None,      # height and width, px; an ImageSet must have them
     held_out=False  # of `DataLoaders`, the validation part?
 )->ImageSet:
     "Images with labels. ImagesError if they have none."

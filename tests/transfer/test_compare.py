@@ -13,7 +13,8 @@ NETWORKS = ['pixels', 'random', 'rescaled', 'pretrained', 'supervised']
 
 def test_few_labels(net, sets):
     r = few_labels(net, SMALL, *sets, numbers=(1, 5), seeds=(0, 1), feature_dim=300, steps=10)
-    assert list(r['networks']) == ['pretrained', 'random', 'rescaled', 'scratch'] and r['numbers'] == [1, 5]
+    assert list(r['networks']) == ['pretrained', 'random', 'rescaled', 'fine-tuned', 'scratch']
+    assert r['numbers'] == [1, 5]
     for name, d in r['networks'].items():
         n = 6 if name in ('random', 'rescaled') else 2
         assert len(d['mean']) == len(d['sd']) == 2 and all(len(s) == n for s in d['seeds'])
