@@ -233,7 +233,7 @@ canvas{display:block;width:100%;aspect-ratio:1;border-radius:.3rem;background:va
 #grid button{min-height:0;padding:0;border:1px solid #fff6;border-radius:0;background:none;cursor:crosshair}
 #grid button[aria-pressed=true]{background:repeating-linear-gradient(45deg,#000c 0 4px,#555c 4px 8px)}
 #grid button:focus-visible{z-index:1;outline-offset:-1px;box-shadow:0 0 0 5px #fff}
-#theta{width:100%}
+#theta{width:100%;margin:0}
 .switches label{display:block}
 .switches input{width:1.2rem;height:1.2rem;vertical-align:-.2rem}
 .verdict{background:var(--card);border:1px solid var(--line);border-radius:.5rem}

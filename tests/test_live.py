@@ -227,7 +227,8 @@ def test_a_file_that_cannot_be_used_gets_a_sentence(page, name, data, says):
 def test_fits_and_can_be_read(page, width, scheme):
     page.set_viewport_size(dict(width=width, height=800))
     page.emulate_media(color_scheme=scheme)
-    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    fits = 'all => all.every(e => e.scrollWidth <= e.clientWidth)'
+    assert page.eval_on_selector_all('html, main, section, #grid', fits)
     def brightness(css, of):
         colour = page.eval_on_selector(css, f'e => getComputedStyle(e).{of}')
         return np.mean([float(v) for v in re.findall(r'[\d.]+', colour)[:3]])

@@ -16,8 +16,6 @@ from smalldocs import api, layout
 from smalldocs.config import BuildError, load
 from smalldocs.site import Site
 from spot_artifacts.live import write_live
-from spot_artifacts.pretraining import pretrain
-from spot_artifacts.recipe import Recipe
 from spot_artifacts.runs import load_weights
 from spot_artifacts.toy import toy_images
 
@@ -69,14 +67,10 @@ def notebook_page(path):
 
 
 def live(site):
-    "The page on which you damage a picture: for the package's networks or, until it has some, for a run of seconds."
-    weights, about = sorted((ROOT/CFG.lib_path/'weights').glob('*.safetensors')), ''
-    if weights: players = load_weights(weights[0])
-    else:
-        recipe = Recipe.small(32, width=.1, ae_width=.25, batch=32, ae_epochs=15., epochs=6., bf16=False)
-        players, _, _ = pretrain(toy_images(1000, 32, seed=0), recipe, site.parent/'run', progress=False)
-        about = ('These networks learned for some seconds, from 1,000 drawn images of 32 x 32 px: enough to see how '
-                 'the page works, and not enough for photographs.')
+    "The page on which you damage a picture, for the package's networks."
+    players = load_weights('photos-32')
+    about = ('These networks learned from 50,000 photographs of 32 x 32 px (CIFAR-10). The pictures offered above are '
+             'drawn, and strange to them.')
     write_live(players, toy_images(6, players.recipe.size, seed=1).images, site/'live.html', about)
 
 
