@@ -199,7 +199,7 @@ def pick_recipe(
     from spot_artifacts.encoder import encoder_layers
     from spot_artifacts.recipe import PRETEXTS, load_recipe
     kind = PRETEXTS[pretext or 'artifacts'].Recipe
-    if base == 'small': base = kind.small(size or 64)             # a pretext's patches follow the size
+    if base == 'small' and kind.pretext != 'artifacts': base = kind.small(size or 64)   # its patches follow the size
     elif base in RECIPES and hasattr(kind, base): base = getattr(kind, base)()
     elif isinstance(base, str) and not os.path.exists(base):
         names = ', '.join(n for n in RECIPES if hasattr(kind, n))

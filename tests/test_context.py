@@ -125,4 +125,3 @@ def test_command(images, tmp_path, succeeds, fails):
     assert results['recipe']['pretext'] == 'context' and 0 <= results['task']['accuracy'] <= 1
     assert isinstance(load_weights(out), ContextPrediction)
     fails(*words, says=[out])
-    fails('spot', '--weights', out, '--images', folder, '--out', tmp_path/'spotted', says=['a run of context'])
