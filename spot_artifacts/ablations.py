@@ -22,9 +22,9 @@ from .data import random_subset, to_float
 from .damage import draw_mask
 from .backbone import LAYERS
 from .recipe import Recipe
-from .runs import folder_lock, free_folder, load_weights
+from .runs import check_identity, folder_lock, is_begun, load_weights
 from .pretraining import measure, pretrain
-from .transfer.probes import baselines, labelled_set, mean_std, probe
+from .transfer.probes import baselines, labelled_set, mean_std, paired_interval, probe
 from .transfer.finetune import classify, supervised
 
 # %% ../nbs/50_ablations.ipynb #59b97a14
@@ -95,44 +95,6 @@ def identity(
                 labels=min(labels, len(train)), head_epochs=head_epochs, train=train.fingerprint, test=test.fingerprint)
 
 SHARED = ('protocol', 'base', 'labels', 'head_epochs', 'train', 'test')      # what all rows of a table have in common
-_NAMES = dict(protocol='another measurement', base='another recipe', recipe='another recipe',
-              train='other training images', labels='another number of labels',
-              head_epochs='another number of head epochs', test='other test images')
-
-def _check_identity(
-    path,        # a file or folder, for the error
-    was,         # identity of what lies there, or a part of it
-    now,         # identity that is wanted
-    parts        # keys that are compared
-):
-    "RunError that names the first part that differs, with both values."
-    for k in parts:
-        what, a, b = _NAMES.get(k, f'another {k}'), was.get(k), now.get(k)
-        if a == b: continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            field = next(f for f in [*b, *a] if a.get(f) != b.get(f))
-            what, a, b = f'{what}: {field}', a.get(field), b.get(field)
-        raise RunError(f'{path}: made with {what} ({a}, now {b}). Choose another --out, or delete {path}.')
-
-# %% ../nbs/50_ablations.ipynb #f0783e68
-def _begun(
-    folder,     # of a run
-    recipe,     # the Recipe that is wanted
-    data        # the ImageSet that is wanted
-)->bool:
-    "Has this run begun? RunError, if it began with another recipe or other images, or is no run."
-    try:
-        free_folder(folder)
-        return False
-    except RunError: pass
-    try:
-        was, images = (json.loads((folder/name).read_text()) for name in ('recipe.json', 'run.json'))
-        was = dict(recipe=was, train=images['data']['fingerprint'])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise RunError(f'{folder}: damaged, or no run. Choose another --out, or delete {folder}.') from None
-    now = dict(recipe=json.loads(json.dumps(asdict(recipe))), train=data.fingerprint)
-    _check_identity(folder, was, now, now)
-    return True
 
 # %% ../nbs/50_ablations.ipynb #f0783e69
 def _shared_autoencoder(
@@ -145,7 +107,7 @@ def _shared_autoencoder(
     "The autoencoder of a row: trained if no row before has needed it."
     folder = Path(out)/f'autoencoder-{kernel}x{kernel}-{base.seed}'
     recipe = replace(row_recipe('baseline', base), kernel=kernel, epochs=0.)
-    resume = _begun(folder, recipe, data)
+    resume = is_begun(folder, recipe, data)
     if not (folder/'weights.safetensors').exists(): pretrain(data, recipe, folder, resume=resume, **how)
     return folder
 
@@ -158,7 +120,7 @@ def _trained(
 ):              # TwoPlayers
     "The networks of a row."
     recipe, folder = row_recipe(row, base), Path(out)/f'{row}-{base.seed}'
-    resume = _begun(folder, recipe, train)
+    resume = is_begun(folder, recipe, train)
     autoencoder = _shared_autoencoder(train, base, recipe.kernel, out, **how)
     return pretrain(train, recipe, folder, resume=resume, autoencoder=autoencoder, **how)[0]
 
@@ -184,7 +146,7 @@ def _finished(file, me): # a row's file; the identity that is wanted
     "What was measured before. RunError if it is damaged or of another identity."
     done = read_result(file)
     if not done: raise RunError(f'{file}: damaged, or no result of ablate. Choose another --out, or delete {file}.')
-    _check_identity(file, done['identity'], me, me)
+    check_identity(file, done['identity'], me, me)
     return done
 
 def run_row(
@@ -287,7 +249,7 @@ def load_results(
     if odd: print(f'{folder}: left out {", ".join(odd)}: no results of ablate', file=sys.stderr)
     for file, r in found.items():
         like = r['identity'] if like is None else like
-        _check_identity(file, r['identity'], like, SHARED)
+        check_identity(file, r['identity'], like, SHARED)
     return _in_order(found.values())
 
 # %% ../nbs/50_ablations.ipynb #f0b51ade
@@ -366,12 +328,9 @@ def paired_difference(
     layer=None         # of the probes; None: Table 1's protocol
 )->dict:               # `seeds` in common; `mean` in points, `low` and `high` of the 95 % interval; None if unknown
     "Difference of two rows in points of accuracy, seed by seed."
-    from scipy.stats import ttest_1samp
     def value(r): return r['accuracy'] if layer is None else r['probe'][layer]
     a, b = ({r['seed']: value(r) for r in results if r['row'] == name} for name in (row, against))
-    d = [a[s] - b[s] for s in a if s in b]
-    low, high = ttest_1samp(d, 0).confidence_interval(.95) if len(d) > 1 else (None, None)
-    return dict(seeds=len(d), mean=float(np.mean(d)) if d else None, low=low and float(low), high=high and float(high))
+    return paired_interval(a, b)
 
 # %% ../nbs/50_ablations.ipynb #45633438
 PROBE = 'conv4'     # the layer that stands for the probes where there is room for one

@@ -806,6 +806,40 @@ def show_ablations(
     for name, figure in figures.items(): save_figure(figure, out/f'{name}.png', dpi=90)
     print(f'{out}: table.md, table.csv, {", ".join(f"{name}.png" for name in figures)} and one JSON file per run')
 
+# %% ../nbs/60_cli.ipynb #c4400960
+def cmd_pretexts(
+    # folder with a sub-folder of images per class, or with train/ and val/, valid/ or test/ that have them
+    # (default: drawn images)
+    data:DIR=None,
+    # pretexts and what they are compared with, from artifacts, context, inpainting, jigsaw, rotation, pixels, random,
+    # rescaled, encoder and supervised (default: all)
+    names:ROWS=None,
+    seeds:COUNT=1,           # runs of each
+    seed=0,                  # the first of these seeds
+    size:PX=32,              # side of the square images in pixels
+    width:WIDTH=.25,         # channels of the backbone as a multiple of AlexNet's
+    epochs:EPOCHS=10.,       # passes over the images, all phases of a pretext together
+    labels:LABELS=1000,      # labelled images that the classifiers may learn from, or all there are
+    out:DIR='runs/pretexts', # folder of all runs; what is finished there is not run again, what was stopped goes on
+    strict=False,
+    device='auto'
+):
+    "Train other pretexts beside this one, with the same budget, and compare their features."
+    from spot_artifacts.side_by_side import Setup, compare_pretexts, plot_gains, system_recipe, system_rows, systems_markdown
+    from spot_artifacts.toy import toy_images
+    check_out(out, data)
+    device, setup, out = pick_device(device), Setup(size, width, epochs, labels), Path(out)
+    system_recipe('artifacts', setup)                           # a wrong size or width is an error before images are read
+    if data: train, test = labelled(data, None, size, 0, strict)                # the same images whatever the seed
+    else: train, test = toy_images(10_000, size, 0), toy_images(2_000, size, 1)
+    wanted = dict(names=[name.strip() for name in names.split(',')]) if names else {}
+    with stopped_with(lambda: f'{out} is kept: the same command goes on.'):
+        results = compare_pretexts(train, test, out, seeds=seeds, first=seed, setup=setup, device=device, **wanted)
+    rows = system_rows(results)
+    print(systems_markdown(rows), end='')
+    save_figure(plot_gains(rows), out/'gains.png', dpi=90)
+    print(f'{out}: table.md, gains.png and one JSON file per run')
+
 # %% ../nbs/60_cli.ipynb #3c1e8a33
 def cmd_voc(
     weights:TEXT,             # folder of a run, a file or name of weights, or random, rescaled, supervised
@@ -890,8 +924,8 @@ def cmd_info(
 
 # %% ../nbs/60_cli.ipynb #8e5cfa5d
 COMMANDS = dict(demo=cmd_demo, pretrain=cmd_pretrain, probe=cmd_probe, stl10=cmd_stl10, spot=cmd_spot,
-                figures=cmd_figures, game=cmd_game, live=cmd_live, ablate=cmd_ablate, voc=cmd_voc, bench=cmd_bench,
-                info=cmd_info)
+                figures=cmd_figures, game=cmd_game, live=cmd_live, ablate=cmd_ablate, voc=cmd_voc,
+                pretexts=cmd_pretexts, bench=cmd_bench, info=cmd_info)
 
 def parser()->Parser: # ready to parse
     "The command line."

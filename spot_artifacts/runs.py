@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_BEGUN', 'digest', 'before', 'save_checkpoint', 'load_checkpoint', 'Damaged', 'damaged', 'Checkpoint',
            'save_weights', 'packaged_weights', 'load_weights', 'load_players', 'KeepWeights', 'free_folder',
-           'folder_lock', 'check_shares', 'open_run']
+           'folder_lock', 'check_identity', 'is_begun', 'check_shares', 'open_run']
 
 # %% ../nbs/26_runs.ipynb #5c9e4de7
 import hashlib, json, math, os, sys, warnings, zipfile
@@ -247,6 +247,46 @@ def folder_lock(folder): # an existing folder
         try: yield
         finally:
             if not rank(): f.truncate(0)
+
+# %% ../nbs/26_runs.ipynb #d1a40002
+_NAMES = dict(protocol='another measurement', base='another recipe', recipe='another recipe',
+              train='other training images', labels='another number of labels',
+              head_epochs='another number of head epochs', test='other test images')
+
+def check_identity(
+    path,        # a file or folder, for the error
+    was,         # identity of what lies there, or a part of it
+    now,         # identity that is wanted
+    parts        # keys that are compared
+):
+    "RunError that names the first part that differs, with both values."
+    for k in parts:
+        what, a, b = _NAMES.get(k, f'another {k}'), was.get(k), now.get(k)
+        if a == b: continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            field = next(f for f in [*b, *a] if a.get(f) != b.get(f))
+            what, a, b = f'{what}: {field}', a.get(field), b.get(field)
+        raise RunError(f'{path}: made with {what} ({a}, now {b}). Choose another --out, or delete {path}.')
+
+def is_begun(
+    folder,     # of a run
+    recipe,     # of any method, that is wanted
+    data        # the ImageSet that is wanted
+)->bool:
+    "Has this run begun? RunError, if it began with another recipe or other images, or is no run."
+    try:
+        free_folder(folder)
+        return False
+    except RunError: pass
+    folder = Path(folder)
+    try:
+        was, images = (json.loads((folder/name).read_text()) for name in ('recipe.json', 'run.json'))
+        was = dict(recipe=dict(pretext='artifacts') | was, train=images['data']['fingerprint'])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise RunError(f'{folder}: damaged, or no run. Choose another --out, or delete {folder}.') from None
+    now = dict(recipe=json.loads(json.dumps(recipe.to_dict())), train=data.fingerprint)
+    check_identity(folder, was, now, now)
+    return True
 
 # %% ../nbs/26_runs.ipynb #c4bbff7f
 def check_shares(recipe): # of any method

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pool_to', 'as_network', 'layer_names', 'forward_layers', 'layer_features', 'grids', 'TorchProbe', 'fit_probe',
-           'choose_l2', 'labelled_set', 'mean_std', 'probe', 'as_frame', 'RawPixels', 'calibrate', 'rescale',
-           'baselines', 'knn', 'knn_probe', 'KNNMonitor']
+           'choose_l2', 'labelled_set', 'mean_std', 'paired_interval', 'probe', 'as_frame', 'RawPixels', 'calibrate',
+           'rescale', 'baselines', 'knn', 'knn_probe', 'KNNMonitor']
 
 # %% ../../nbs/30_probes.ipynb #3a8e6519
 from copy import deepcopy
@@ -192,6 +192,16 @@ def mean_std(
 )->dict:        # `mean` and `sd` (n - 1 in its denominator; None for a single number)
     "Mean and standard deviation."
     return dict(mean=float(np.mean(numbers)), sd=float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None)
+
+def paired_interval(
+    a,          # {seed: number}
+    b           # {seed: number}
+)->dict:        # `seeds` in common; `mean` of a - b, `low` and `high` of its 95 % interval; None if unknown
+    "Difference of two things that were measured with the same seeds, by Student's t."
+    from scipy.stats import ttest_1samp
+    d = [a[s] - b[s] for s in a if s in b]
+    low, high = ttest_1samp(d, 0).confidence_interval(.95) if len(d) > 1 else (None, None)
+    return dict(seeds=len(d), mean=float(np.mean(d)) if d else None, low=low and float(low), high=high and float(high))
 
 def _scores(accuracies): # percent
     "A layer's entry in the results."
