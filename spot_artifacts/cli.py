@@ -856,7 +856,6 @@ def cmd_voc(
     device='auto'
 ):
     "Fine-tune on Pascal VOC (Table 3), and print the table of all finished runs."
-    from spot_artifacts.core import printable
     from spot_artifacts.runs import load_weights
     from spot_artifacts.transfer.table3 import toy_tree, voc_results, voc_run, voc_table
     check_out(out)
