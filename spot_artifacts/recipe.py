@@ -232,7 +232,7 @@ def small(cls:Recipe, size=64, **changes): # image side, px; fields that differ
 
 @patch(cls_method=True)
 def photos(cls:Recipe, size=64, **changes): # image side, px; fields that differ
-    "`small`, with the choices that gave the best features of photographs."
+    "`small`, with the choices of a long run on photographs, see 59_photographs."
     return cls.small(size, **{**PHOTOS, **changes})
 
 @patch(cls_method=True)
