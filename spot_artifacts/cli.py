@@ -825,11 +825,12 @@ def cmd_pretexts(
     device='auto'
 ):
     "Train other pretexts beside this one, with the same budget, and compare their features."
-    from spot_artifacts.side_by_side import Setup, compare_pretexts, plot_gains, system_recipe, system_rows, systems_markdown
+    from spot_artifacts.side_by_side import (Setup, compare_pretexts, plot_gains, system_recipe, system_rows,
+                                             systems_markdown)
     from spot_artifacts.toy import toy_images
     check_out(out, data)
     device, setup, out = pick_device(device), Setup(size, width, epochs, labels), Path(out)
-    system_recipe('artifacts', setup)                           # a wrong size or width is an error before images are read
+    system_recipe('artifacts', setup)       # says what is wrong with size or width before images are read
     if data: train, test = labelled(data, None, size, 0, strict)                # the same images whatever the seed
     else: train, test = toy_images(10_000, size, 0), toy_images(2_000, size, 1)
     wanted = dict(names=[name.strip() for name in names.split(',')]) if names else {}

@@ -129,8 +129,8 @@ def hole_error(
 
 # %% ../nbs/42_inpainting.ipynb #c4200041
 Painted = namedtuple('Painted', 'x hole painted for_d for_f')
-Painted.__doc__ = """One step: images (N, 3, S, S), their holes (N, 1, S, S), what was painted (N, 3, S, S); D's logits of
-what was there and of what was painted (2, N), for D's own loss and for the painter's, or None without D."""
+Painted.__doc__ = """One step: images (N, 3, S, S), their holes (N, 1, S, S), what was painted (N, 3, S, S); D's logits
+of what was there and of what was painted (2, N), for D's own loss and for the painter's, or None without D."""
 
 @dataclass(frozen=True)
 class InpaintingChoices(PretextChoices):

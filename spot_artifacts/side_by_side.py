@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from time import perf_counter
 
-# %% ../nbs/44_side_by_side.ipynb #c88c47b8
+# %% ../nbs/44_side_by_side.ipynb #9b9320ee
 import numpy as np
 from torch import nn
 from .core import atomic_write, provenance, RunError, SpotError, write_json
