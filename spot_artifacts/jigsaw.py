@@ -181,7 +181,7 @@ def shortcut_study(
     feature_dim=600,  # of the probe
     seed=0            # of weights, training and the probe's labels
 )->dict:              # {name: (accuracy, {layer: accuracy of the probe})}, in percent
-    "The task's accuracy, and what a linear classifier reads from the frozen layers, with and without each remedy."
+    "The task's accuracy, and what a linear probe reads from the frozen layers, with and without each remedy."
     found = {}
     for name, changes in rows.items():
         with seeded_weights(seed): task = build(replace(recipe, seed=seed, **changes))
