@@ -165,7 +165,7 @@ def nowhere(tmp_path):
 
 @pytest.mark.parametrize('command', [
     'demo', 'pretrain --images PHOTOS', 'probe --weights RUN --images PHOTOS', 'stl10 --weights RUN',
-    'spot --weights RUN x.png', 'figures --run RUN', 'game --run RUN', 'ablate', 'bench'])
+    'spot --weights RUN x.png', 'figures --run RUN', 'game --run RUN', 'ablate', 'pretexts', 'bench'])
 @pytest.mark.parametrize('out', [nowhere, lambda tmp_path: '/proc/self/results', lambda tmp_path: tmp_path/('x'*300)],
                          ids=['in a file', 'read-only', 'long name'])
 def test_a_place_that_cannot_be_written_is_found_first(run, photos, tmp_path, monkeypatch, fails, command, out):
@@ -183,7 +183,8 @@ def test_a_folder_where_a_file_is_wanted(run, photos, tmp_path, fails, command):
 
 
 @pytest.mark.parametrize('command', ['pretrain --images PHOTOS', 'figures --run RUN --images PHOTOS',
-                                     'game --run RUN --images PHOTOS', 'ablate --data PHOTOS'])
+                                     'game --run RUN --images PHOTOS', 'ablate --data PHOTOS',
+                                     'pretexts --data PHOTOS'])
 def test_results_among_the_images(run, photos, fails, command):
     words = command.replace('RUN', str(run)).replace('PHOTOS', str(photos)).split()
     fails(*words, '--device', 'cpu', '--out', photos/'results', says=[f'lies in {photos}', 'Choose another --out'])

@@ -110,7 +110,7 @@ def test_what_cannot_be_run_is_one_line(tmp_path, capsys):
                       (dict(names='simclr'), "no system 'simclr': use artifacts, context")):
         with pytest.raises(SpotError, match=says): compare_pretexts(images, images, tmp_path/'out', **how)
     assert not (tmp_path/'out').exists()
-    assert 'size must lie between' in refused(['pretexts', '--size', '4', '--out', str(tmp_path/'out')], capsys)
+    assert '4 px are too small' in refused(['pretexts', '--size', '4', '--out', str(tmp_path/'out')], capsys)
 
 
 def test_pairs_of_seeds_and_the_chart():
