@@ -147,7 +147,8 @@ class CollapseMonitor(Stateful):
 def rank_me(
     features     # (N, C), an image a row
 )->float:        # 1 to min(N, C)
-    "RankMe: the exponential of the entropy of the singular values."
+    "RankMe: the exponential of the entropy of the singular values; NaN where a feature is not finite."
+    if not features.isfinite().all(): return float('nan')
     p = torch.linalg.svdvals(features.float())
     p = p/p.sum().clamp(min=1e-12)
     return float(torch.special.entr(p).sum().exp())

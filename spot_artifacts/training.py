@@ -151,7 +151,7 @@ def phase_learner(
 
 @patch
 def phases(self:TwoPlayers):
-    "Name, epochs and batch size of each phase, for the [runner](28_pretraining.ipynb)."
+    "Name, epochs and batch size of each phase, for the runner in 28_pretraining."
     r = self.recipe
     return [('auto', r.ae_epochs, r.ae_batch), ('game', r.epochs, r.batch)]
 

@@ -174,7 +174,7 @@ def test_an_identity_is_what_was_trained(finished):
         assert r['recipe'] == me['recipe'] and me['protocol'] == PROTOCOL
         assert (me['row'], me['seed']) == (r['row'], r['seed'])
         assert me['train'] == r['data']['fingerprint'] and me['head_epochs'] == r['protocol']['head_epochs'] == 1
-        if r['row'] in ROWS: assert r['recipe'] == json.loads((out/f'{r["row"]}-0/recipe.json').read_text())
+        if r['row'] in ROWS: assert Recipe.from_dict(r['recipe']) == Recipe.load(out/f'{r["row"]}-0/recipe.json')
     assert len({json.dumps({k: r['identity'][k] for k in ablations.SHARED}) for r in load_results(out)}) == 1
 
 

@@ -36,4 +36,4 @@ def test_own_images_python(root, tmp_path, monkeypatch):
     names = {}
     for code in blocks(root/'nbs/own_images.md', 'python'): exec(code, names)
     assert names['features'].shape[0] == 32 and names['features'].isfinite().all()
-    assert Recipe.load('mine.json').drop_rate == .7
+    assert Recipe.load('mine.json').drop_rate == .5
