@@ -1,4 +1,5 @@
 "`pretrain` takes what a user has, and refuses what does not fit."
+import json
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from threading import Event, Thread
@@ -16,6 +17,13 @@ from spot_artifacts.recipe import build, Recipe
 from spot_artifacts.runs import load_checkpoint, load_weights
 
 QUICK = Recipe.small(32, width=.05, ae_width=.05, ae_batch=8, batch=8, ae_epochs=.5, epochs=.5, bf16=False)
+
+
+class Fails(Callback):
+    "Raises an error at the second step."
+    def __init__(self, error): self.error = error
+    def after_backward(self):
+        if self.step == 1: raise self.error
 
 
 @pytest.fixture(scope='module')
@@ -42,6 +50,18 @@ def test_any_source_of_the_same_images_gives_the_same_weights(kind, photos, by_f
     assert set(logs) == set(seconds) == {'auto', 'game'} and logs['game'][-1]['step'] == 1
 
 
+def test_a_resumed_run_counts_the_seconds_of_all_its_parts(photos, tmp_path):
+    def seconds(): return json.loads((tmp_path/'run/run.json').read_text())['seconds']
+    long = replace(QUICK, epochs=2*QUICK.epochs)
+    with pytest.raises(RuntimeError, match='stop'):
+        pretrain(photos, long, tmp_path/'run', progress=False, cbs=Fails(RuntimeError('stop')))
+    file = tmp_path/'run/run.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(seconds=dict(seconds(), game=1000.))))
+    auto = seconds()['auto']
+    *_, found = pretrain(photos, long, tmp_path/'run', resume=True, progress=False)
+    assert found == seconds() and found['auto'] == auto > 0 and 1000 < found['game'] < 1100
+
+
 def test_another_size_than_the_recipe_fails_before_there_is_a_folder(photos, tmp_path):
     with pytest.raises(SpotError, match='images of 40 px, not 32 px'):
         pretrain(folder_images(photos, 40), QUICK, tmp_path/'run', progress=False)
@@ -57,13 +77,6 @@ def test_a_run_with_another_backbone_is_loaded_with_one(photos, tmp_path):
     assert all(a.equal(b) for a, b in zip(players.state_dict().values(), again.state_dict().values()))
     with pytest.raises(SpotError, match='backbone='): load_weights(tmp_path/'run')
     assert load_checkpoint(tmp_path/'run/game.ckpt')['callbacks']['steps'] == dict(done=1)
-
-
-class Fails(Callback):
-    "Raises an error at the second step."
-    def __init__(self, error): self.error = error
-    def after_backward(self):
-        if self.step == 1: raise self.error
 
 
 CPU_FULL = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
