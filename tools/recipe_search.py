@@ -79,6 +79,7 @@ def trial(name, images, test, runs):
 def main(images, test, runs, *names):
     torch.set_num_threads(1)
     images, test = (folder_images(f, BASE.size, labelled=True) for f in (images, test))
+    RESULTS.mkdir(parents=True, exist_ok=True)
     for name in names or TRIALS:
         file = RESULTS/f'{name}.json'
         if file.exists(): continue
