@@ -64,7 +64,8 @@ METHODS = dict(
     context='where does a patch lie beside another?',
     inpainting='fill in what is missing',
     jigsaw='put nine tiles in order',
-    rotation='by how many quarter turns?')
+    rotation='by how many quarter turns?',
+    simclr='which two views are of one image?')
 PROTOCOLS = dict(
     linear='logistic regression on frozen conv1 to conv5 (Tables 4 and 5)',
     sgd='linear classifiers on frozen conv1 to conv5, by SGD on random crops (Tables 4 and 5)',
@@ -811,7 +812,7 @@ def cmd_pretexts(
     # folder with a sub-folder of images per class, or with train/ and val/, valid/ or test/ that have them
     # (default: drawn images)
     data:DIR=None,
-    # pretexts and what they are compared with, from artifacts, context, inpainting, jigsaw, rotation, pixels, random,
+    # pretexts and what they are compared with, from artifacts, context, inpainting, jigsaw, rotation, simclr, pixels,
     # rescaled, encoder and supervised (default: all)
     names:ROWS=None,
     seeds:COUNT=1,           # runs of each

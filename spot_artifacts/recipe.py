@@ -312,7 +312,8 @@ class Artifacts(TwoPlayers):
 # %% ../nbs/23_recipe.ipynb #c40a0004
 class Pretexts(dict):
     "Methods by name. Each has a class of recipes of its own, `Recipe`, and is built by `Method(recipe, backbone)`."
-    rooms = dict(rotation='pretext', context='context', inpainting='inpainting', jigsaw='jigsaw')   # of the library
+    rooms = dict(rotation='pretext', context='context', inpainting='inpainting', jigsaw='jigsaw',     # of the library
+                 simclr='simclr')
     def __setitem__(self, name, method):
         if method.Recipe.__dict__.get('pretext') not in (None, name):
             raise RecipeError(f'{name}: its Recipe is that of {method.Recipe.pretext}. Give it a class of its own.')

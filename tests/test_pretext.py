@@ -111,10 +111,10 @@ def test_another_methods_recipe_or_an_unknown_method_is_named():
 
 
 @pytest.mark.parametrize('name,wrong', [('context', dict(patch=15)), ('jigsaw', dict(permutations=1)),
-                                        ('inpainting', dict(holes='round')), ('rotation', dict(batch=1))])
+                                        ('inpainting', dict(holes='round')), ('rotation', dict(batch=1)),
+                                        ('simclr', dict(temperature=0.))])
 def test_a_wrong_choice_is_named(name, wrong):
     with pytest.raises(RecipeError, match=next(iter(wrong))): quick(name, **wrong)
-
 
 
 def test_a_method_of_the_readers_is_trained_and_loaded(photos, tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def test_a_folder_that_is_in_use(copy, capsys):
 def test_what_cannot_be_run_is_one_line(tmp_path, capsys):
     images = toy_images(40, 32, cache=False)
     for how, says in ((dict(names=()), 'nothing to run'), (dict(names='pixels', seeds=0), 'nothing to run'),
-                      (dict(names='simclr'), "no system 'simclr': use artifacts, context")):
+                      (dict(names='byol'), "no system 'byol': use artifacts, context")):
         with pytest.raises(SpotError, match=says): compare_pretexts(images, images, tmp_path/'out', **how)
     assert not (tmp_path/'out').exists()
     assert '4 px are too small' in refused(['pretexts', '--size', '4', '--out', str(tmp_path/'out')], capsys)
