@@ -34,7 +34,7 @@ setup(
                  *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),  # as in test.yml
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
-    package_data={cfg['lib_path']: ['ort/*', 'weights/*']},
+    package_data={cfg['lib_path']: ['ort/*', 'photographs/*', 'weights/*']},
     install_requires=cfg['requirements'].split(),
     extras_require={key.removesuffix('_requirements'): cfg[key].split()
                     for key in cfg if key.endswith('_requirements')},

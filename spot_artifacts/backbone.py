@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import torch
 from fastcore.basics import patch
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
 # %% ../nbs/14_backbone.ipynb #2d986044
 def same_pad(x,         # (N, C, H, W)
@@ -173,6 +172,7 @@ class TorchvisionBackbone(nn.Module):
                  net,                                               # such as `torchvision.models.resnet18()`
                  layers=('layer1', 'layer2', 'layer3', 'layer4')):  # modules in it; the last gives the feature
         super().__init__()
+        from torchvision.models.feature_extraction import create_feature_extractor   # imports torch.compile's parts
         self.net, self.layer_names = create_feature_extractor(net, list(layers)), tuple(layers)
         image = torch.zeros(1, 3, 64, 64).to(next(net.parameters()))
         with torch.no_grad(): self.num_features = self.net.eval()(image)[layers[-1]].shape[1]

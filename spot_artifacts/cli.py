@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RECIPES', 'METHODS', 'PROTOCOLS', 'DIR', 'RUN', 'RECIPE', 'FILE', 'NEW_DIR', 'NEW_FILE', 'PROTOCOL', 'PRETEXT',
            'IMAGES', 'TEXT', 'ROWS', 'TASK', 'PRESET', 'PX', 'WIDTH', 'BATCH', 'COUNT', 'LABELS', 'EPOCHS', 'SEED',
-           'COMMANDS', 'Parser', 'number', 'a_path', 'Word', 'next_free', 'claim', 'pick_recipe', 'in_steps',
+           'MINUTES', 'COMMANDS', 'Parser', 'number', 'a_path', 'Word', 'next_free', 'claim', 'pick_recipe', 'in_steps',
            'stopped_with', 'timed', 'begun', 'check_new', 'check_same', 'labelled', 'over_draws', 'measures',
            'measure_features', 'means', 'probe_table', 'default_out', 'write_results', 'Verdicts', 'demo', 'parser',
            'explain', 'prepare_streams', 'drop_output', 'on_ctrl_c', 'main']
 
 # %% ../nbs/60_cli.ipynb #2d7ed0b4
-import argparse, codecs, os, signal, sys, tempfile
+import argparse, codecs, json, os, signal, sys, tempfile
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib import import_module
@@ -85,6 +85,7 @@ TASK, PRESET = Word(choices=('classification', 'detection', 'segmentation')), Wo
 PX, WIDTH, BATCH = (Word(metavar=m, type=number(kind)) for m, kind in (('PX', int), ('X', float), ('N', int)))
 COUNT, LABELS = (Word(metavar='N', type=number(int, least, 10**9)) for least in (1, 10))
 EPOCHS, SEED = Word(metavar='X', type=number(float, .01, 1e5)), Word(metavar='N', type=number(int, 0, 2**31))
+MINUTES = Word(metavar='X', type=number(float, .01, 1e5))
 
 # %% ../nbs/60_cli.ipynb #0dcfb6d7
 def _shared(
@@ -118,7 +119,7 @@ def add_options(
         word = {} if p.default is False else dict(shared[name].annotation if p.annotation is p.empty else p.annotation)
         text, mark, otherwise = helps[name].partition(' (default: ')
         text += word.pop('note', '') + mark + otherwise
-        flags = name if 'nargs' in word else f'--{name}'
+        flags = name if 'nargs' in word else f'--{name.replace("_", "-")}'
         if p.default is False: word.update(action='store_true')
         elif p.default is not p.empty: word.update(default=p.default)
         elif flags != name: word.update(required=True)
@@ -240,6 +241,25 @@ def timed(
     yield
     seconds[name] = round(perf_counter() - start, 1)
 
+# %% ../nbs/60_cli.ipynb #06137b64
+def cmd_shards(
+    images:DIR,           # folder of images, at any depth; first-level sub-folders are the classes
+    out:DIR,              # folder for the shards; must not exist yet
+    # shorter side in pixels that larger images are shrunk to; smaller ones are skipped (default: as they are)
+    size:PX=None,
+    per_shard:COUNT=1000, # images in a shard
+    strict=False
+):
+    "Write a folder of images as shards, for sets that are too large to be kept decoded."
+    from spot_artifacts.core import ImagesError
+    from spot_artifacts.shards import write_shards
+    if size is not None and size < 1: raise ImagesError(f'--size {size}: no image is that small. Give 1 or more.')
+    check_out(out, images)
+    index = write_shards(images, out, size, per_shard, strict)
+    n, mb = len(index['shards']), sum(shard['bytes'] for shard in index['shards'])/1e6
+    print(one_line(f'{out}: {index["images"]:,} images in {n:,} shards, {mb:,.1f} MB. '
+                   f'Learn from them with spot-artifacts pretrain --images {out}'))
+
 # %% ../nbs/60_cli.ipynb #b94f434c
 def begun(
     out     # a run's folder
@@ -275,7 +295,7 @@ def check_same(
 
 # %% ../nbs/60_cli.ipynb #3c1e8a14
 def cmd_pretrain(
-    images:DIR,          # folder of images, at any depth, no labels needed
+    images:DIR,          # folder of images, at any depth, no labels needed; or of shards
     out:RUN,             # folder of the run; must not exist yet, except with --resume
     pretext:PRETEXT=None, # what is learned (default: artifacts)
     # photos, small, demo, paper, released, or a JSON file; other pretexts than artifacts have small and paper
@@ -301,6 +321,7 @@ def cmd_pretrain(
     from spot_artifacts.monitor import TensorBoardLog
     from spot_artifacts.pretraining import pretrain
     from spot_artifacts.runs import KeepWeights
+    from spot_artifacts.shards import has_shards, shard_images
     device, out = pick_device(device), Path(out)
     began = begun(out) if resume else check_new(out, recipe)
     check_out(out, images)
@@ -310,7 +331,8 @@ def cmd_pretrain(
     default = 'photos' if pretext in (None, 'artifacts') else 'small'
     recipe = pick_recipe(recipe or began or default, size, width, batch, epochs, seed, pretext)
     if began and not steps: check_same(began, recipe.to_dict(), out)
-    data = folder_images(images, recipe.size, strict=strict)
+    if has_shards(images): data = shard_images(images, recipe.size)
+    else: data = folder_images(images, recipe.size, strict=strict)
     if steps: recipe = in_steps(recipe, len(random_split(data)[0]), steps)
     if began: check_same(began, recipe.to_dict(), out)
     torch.manual_seed(recipe.seed)                      # a run has its own; this is for what else draws numbers
@@ -391,7 +413,7 @@ def few_labels_rows(
     from spot_artifacts.core import ImagesError
     from spot_artifacts.transfer.compare import few_labels
     least = train.labels.bincount(minlength=len(train.classes)).min()
-    numbers = [n for n in (1, 5, 10, 50, 100) if n <= least]
+    numbers = [n for n in (1, 5, 10, 50, 100, 250, 500) if n <= least]
     if not numbers: raise ImagesError(f'{train.name}: a class has no image that can be used. Give each class some.')
     found = few_labels(net, net.recipe, train, test, numbers, **how)
     def row(d): return {f'n = {n}': dict(mean=m, sd=s, seeds=each)
@@ -748,7 +770,7 @@ def cmd_live(
     check_out(out, images, folder=False)
     players, data = run_and_images(run, images, seed, strict, 'cpu')
     place = next_free(out)
-    write_live(players, data[:6].images, place)
+    write_live(players, data[:20].images, place)
     print(f'{place}: open it in a browser; it needs no network')
 
 # %% ../nbs/60_cli.ipynb #964540b7
@@ -821,13 +843,14 @@ def cmd_pretexts(
     width:WIDTH=.25,         # channels of the backbone as a multiple of AlexNet's
     epochs:EPOCHS=10.,       # passes over the images, all phases of a pretext together
     labels:LABELS=1000,      # labelled images that the classifiers may learn from, or all there are
+    more=False,              # nearest neighbours, and ten labels of each class, too (default: linear probes only)
     out:DIR='runs/pretexts', # folder of all runs; what is finished there is not run again, what was stopped goes on
     strict=False,
     device='auto'
 ):
     "Train other pretexts beside this one, with the same budget, and compare their features."
-    from spot_artifacts.side_by_side import (Setup, compare_pretexts, plot_gains, system_recipe, system_rows,
-                                             systems_markdown)
+    from spot_artifacts.side_by_side import (Setup, compare_pretexts, measure_more, plot_gains, system_recipe,
+                                             system_rows, systems_markdown)
     from spot_artifacts.toy import toy_images
     check_out(out, data)
     device, setup, out = pick_device(device), Setup(size, width, epochs, labels), Path(out)
@@ -837,6 +860,7 @@ def cmd_pretexts(
     wanted = dict(names=[name.strip() for name in names.split(',')]) if names else {}
     with stopped_with(lambda: f'{out} is kept: the same command goes on.'):
         results = compare_pretexts(train, test, out, seeds=seeds, first=seed, setup=setup, device=device, **wanted)
+        if more: measure_more(train, test, out, device)
     rows = system_rows(results)
     print(systems_markdown(rows), end='')
     save_figure(plot_gains(rows), out/'gains.png', dpi=90)
@@ -847,56 +871,95 @@ def cmd_voc(
     weights:TEXT,             # folder of a run, a file or name of weights, or random, rescaled, supervised
     task:TASK='classification', # what the convolutions are fine-tuned for
     root:DIR=None,            # VOCdevkit, or the folder that it lies in (default: drawn scenes)
+    boxes:FILE=None,          # photographs with one box each, a CSV of file,xmin,ymin,xmax,ymax (default: --root)
     like:RUN=None,            # run whose recipe random, rescaled and supervised networks have (default: small)
     preset:PRESET='small',    # length and size of the fine-tuning
     steps:COUNT=None,         # steps of the fine-tuning (default: the preset's)
     seeds:COUNT=1,            # runs, each with another seed of new layers and order; random networks differ too
     seed=0,                   # the first of these seeds
+    name:TEXT=None,           # of the row in the table (default: the run's folder, or the kind of start)
     year:TEXT=None,           # of VOC (default: 2012 for segmentation, if it is there; else 2007)
     download=False,           # fetch VOC into --root first (default: it is there)
     out:DIR='runs/voc',       # folder of all runs; what is finished there is not run again
     device='auto'
 ):
     "Fine-tune on Pascal VOC (Table 3), and print the table of all finished runs."
+    from spot_artifacts.core import SpotError
     from spot_artifacts.runs import load_weights
-    from spot_artifacts.transfer.table3 import toy_tree, voc_results, voc_run, voc_table
+    from spot_artifacts.transfer.table3 import boxes_tree, toy_tree, voc_results, voc_run, voc_table
     check_out(out)
-    device, root = pick_device(device), root or toy_tree()
+    if root and boxes: raise SpotError('--root and --boxes are two sets of images. Give one of them.')
+    device, root = pick_device(device), root or (boxes_tree(boxes) if boxes else toy_tree())
     recipe = load_weights(like).recipe if like else pick_recipe('small')
     changes = dict(steps=steps) if steps else {}
     with stopped_with(lambda: f'{out} is kept: the same command goes on.'):
         for s in range(seed, seed + seeds):
-            r = voc_run(task, root, weights, recipe, preset, s, out, device, year, download, True, **changes)
+            r = voc_run(task, root, weights, recipe, preset, s, out, device, year, download, True, name, **changes)
             without = f', without {", ".join(r["without"])}, which no test image has' if r['without'] else ''
             print(f'{task}, {r["name"]}, seed {s}: {r["score"]:.1f} %{one_line(without)}', flush=True)
-    print(voc_table(voc_results(out)).to_string())
+    print(f'{voc_table(voc_results(out)).to_string()}\npercent, ± half of the 95 % interval')
     print(f'details in {one_line(out)}')
 
 # %% ../nbs/60_cli.ipynb #6ee2ec71
+def _measured(
+    recipe,     # to_accuracy: the new Recipe
+    images,     # folder of classes to learn from; None: the embedded images
+    test,       # another folder of classes, or None
+    out,        # JSON file, written after each way
+    resume,     # go on with what is in it?
+    **how       # seconds, device, say: as for `to_accuracy`
+):              # of `to_accuracy`
+    "`to_accuracy` on the images, and its file."
+    from spot_artifacts.core import SpotError, write_json
+    from spot_artifacts.speed import to_accuracy
+    from spot_artifacts.toy import toy_images
+    sets = labelled(images, test, recipe.size, recipe.seed, False) if images else (
+        toy_images(12_000, recipe.size), toy_images(2000, recipe.size, 1))
+    try: done = json.loads(out.read_text()) if resume else None
+    except (OSError, ValueError): raise SpotError(f'{out}: nothing to go on with. Start it without --resume.') from None
+    if done and (done['data']['fingerprint'], done['seconds']) != (sets[0].fingerprint, how['seconds']):
+        raise SpotError(f'{out}: is of other images, or of another time. Give the same, or leave out --resume.')
+    found = to_accuracy(recipe, *sets, done=done, save=lambda found: write_json(out, found), **how)
+    write_json(out, found)
+    return found
+
 def cmd_bench(
-    recipe='small',
+    to_accuracy=False,          # time until the features reach an accuracy (default: time per step)
+    images:DIR=None,            # --to-accuracy: folder of classes (default: the embedded images)
+    test:DIR=None,              # --to-accuracy: another one to test on (default: a fifth of the images)
+    minutes:MINUTES=10.,        # --to-accuracy: for each recipe
+    resume=False,               # --to-accuracy: go on with the file --out (default: start a new one)
+    recipe=None,                # photos, small, demo, paper, released, or a JSON file (default: small, or photos)
     size=64,                    # side of the square images in pixels
-    width=.5,                   # channels of all networks as a multiple of the paper's
-    batch=64,                   # images per step
+    width=None,                 # channels of all networks as a multiple of the paper's (default: .5, or the recipe's)
+    batch=None,                 # images per step (default: 64, or the recipe's)
     out:NEW_FILE='bench.json',  # JSON file for the results, with a picture beside it
     device='auto'
 ):
     "Measure the speed of both phases, beside a plain version and the limits of the machine."
     from functools import partial
     from spot_artifacts.core import SpotError, write_json
-    try: from spot_artifacts.speed import NAMES, bench, bench_figure
+    try: from spot_artifacts.speed import accuracy_figure, accuracy_words, bench, bench_figure, NAMES
     except ModuleNotFoundError:
         raise SpotError('bench: the benchmark is not installed with the library. '
                         'Run it in a clone of the repository.') from None
     check_out(out, folder=False)
-    if Path(out).suffix == '.png': raise SpotError(f'{out}: the picture has this name. Name a JSON file.')
-    found = bench(pick_recipe(recipe, size, width, batch), pick_device(device), say=partial(print, flush=True))
-    for phase, name in NAMES.items():
-        share = found[phase]['roofline_share']['ours']
-        print(f'{name}: {found[phase]["ratio"]:.2f} times the plain version, {share:.0%} of the roofline')
-    out = claim(out, beside='.png')
-    write_json(out, found)
-    save_figure(bench_figure(found), out.with_suffix('.png'), dpi=90)
+    out, say, device = Path(out), partial(print, flush=True), pick_device(device)
+    if out.suffix == '.png': raise SpotError(f'{out}: the picture has this name. Name a JSON file.')
+    if to_accuracy:
+        recipe = pick_recipe(recipe or 'photos', size, width, batch)
+        if not resume: out = claim(out, beside='.png')
+        found = _measured(recipe, images, test, out, resume, seconds=60*minutes, device=device, say=say)
+        print(accuracy_words(found))
+        save_figure(accuracy_figure(found), out.with_suffix('.png'), dpi=90)
+    else:
+        found = bench(pick_recipe(recipe or 'small', size, width or .5, batch or 64), device, say=say)
+        for phase, name in NAMES.items():
+            share = found[phase]['roofline_share']['ours']
+            print(f'{name}: {found[phase]["ratio"]:.2f} times the plain version, {share:.0%} of the roofline')
+        out = claim(out, beside='.png')
+        write_json(out, found)
+        save_figure(bench_figure(found), out.with_suffix('.png'), dpi=90)
     print(f'details in {out}, a picture in {out.with_suffix(".png")}')
 
 # %% ../nbs/60_cli.ipynb #3c1e8a25
@@ -924,8 +987,8 @@ def cmd_info(
     for f in fields(shown): print(f'  {f.name:<20} {words(getattr(shown, f.name)):<14} {f.metadata["doc"]}')
 
 # %% ../nbs/60_cli.ipynb #8e5cfa5d
-COMMANDS = dict(demo=cmd_demo, pretrain=cmd_pretrain, probe=cmd_probe, stl10=cmd_stl10, spot=cmd_spot,
-                figures=cmd_figures, game=cmd_game, live=cmd_live, ablate=cmd_ablate, voc=cmd_voc,
+COMMANDS = dict(demo=cmd_demo, shards=cmd_shards, pretrain=cmd_pretrain, probe=cmd_probe, stl10=cmd_stl10,
+                spot=cmd_spot, figures=cmd_figures, game=cmd_game, live=cmd_live, ablate=cmd_ablate, voc=cmd_voc,
                 pretexts=cmd_pretexts, bench=cmd_bench, info=cmd_info)
 
 def parser()->Parser: # ready to parse

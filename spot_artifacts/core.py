@@ -7,11 +7,12 @@ __all__ = ['SpotError', 'ImagesError', 'RecipeError', 'WeightsError', 'Checkpoin
            'DiskError', 'has_bf16', 'autocast', 'full', 'bars', 'printable', 'free_memory', 'is_out_of_memory',
            'enough_memory', 'usable_device', 'device_name', 'launched', 'rank', 'world_size', 'shard', 'all_gather',
            'all_reduce_mean', 'lock_file', 'remove_unused', 'is_temporary', 'new_file', 'atomic_write', 'write_json',
-           'cache_dir', 'provenance', 'commit']
+           'cache_dir', 'provenance', 'commit', 'made_by', 'how_made']
 
 # %% ../nbs/00_core.ipynb #627768c8
 import json, os, platform, re, secrets, subprocess, sys, tempfile, warnings
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
@@ -278,3 +279,27 @@ def commit():
         git('ls-files', '--error-unmatch', file.name)
         return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')
     except (OSError, subprocess.CalledProcessError): return None
+
+# %% ../nbs/00_core.ipynb #5e11e1ac
+def made_by(
+    pattern # of files in the folder results/: 'demo/results.json', 'voc-toy/*.json'
+)->str:     # Markdown
+    "A link to the first of the files, the command that wrote them, and the commits that they name."
+    folder = Path('results')
+    files = sorted(f for f in folder.glob(pattern) if f.name != 'recipe.json')
+    if not files: raise SpotError(f'results/{pattern}: no such file. Run the command again, or name another file.')
+    names = [f.relative_to(folder).as_posix() for f in files]
+    commands = json.loads((folder/'commands.json').read_text())
+    command = next((how for key, how in commands.items() if fnmatch(names[0], key)), None)
+    if not command: raise SpotError(f'results/{names[0]}: no command is known. Add it to results/commands.json.')
+    found = {json.loads(f.read_text()).get('commit') for f in files} - {None}
+    commits = ', '.join(f'`{c[:10]}{"-dirty"*c.endswith("-dirty")}`' for c in sorted(found))
+    more = f' and {len(files) - 1} more' if len(files) > 1 else ''
+    return f'[{names[0]}](results/{names[0]}){more}, by {command}' + f', at commit {commits}'*bool(commits)
+
+def how_made(
+    *patterns   # of files in the folder results/, as for `made_by`
+):              # IPython's Markdown
+    "The line below a result: where its numbers come from."
+    from IPython.display import Markdown
+    return Markdown('*How was this made?* ' + '; '.join(map(made_by, patterns)) + '.')

@@ -83,7 +83,7 @@ def __getitem__(self:ImageSet,
     if rows is not None: rows = rows[i]
     elif isinstance(i, slice): store = store[i]
     else: rows = torch.arange(len(self))[i]
-    return ImageSet(store, labels, self.classes, self.name, self.skipped, rows)
+    return type(self)(store, labels, self.classes, self.name, self.skipped, rows)
 
 @patch
 def pixels(self:ImageSet,
@@ -127,13 +127,20 @@ def random_order(n, seed): # how many; of the choice
     "The numbers from 0 to n - 1, shuffled."
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
+@patch
+def order(self:ImageSet,
+    seed    # of the order
+)->torch.Tensor:
+    "The numbers of all images in random order."
+    return random_order(len(self), seed)
+
 def random_subset(
     data,   # ImageSet
     n,      # how many images; all, if there are fewer
     seed=0  # of the choice
 )->ImageSet:
     "A random part of a set, in random order."
-    return data[random_order(len(data), seed)[:n]]
+    return data[data.order(seed)[:n]]
 
 def random_split(
     data,        # ImageSet of 8 images or more
@@ -143,7 +150,7 @@ def random_split(
 ):               # two ImageSets: to learn from, to measure on
     "Holds out a share of the images to measure on."
     enough(data)
-    order = random_order(len(data), seed)
+    order = data.order(seed)
     n = min(most, max(2, round(len(data)*share)))
     return data[order[n:]], data[order[:n]]
 

@@ -53,23 +53,34 @@ def _rgb(img):
 # %% ../nbs/02_folders.ipynb #94df499e
 _LARGE = Lock()    # large images are decoded one at a time: eight of 89 million pixels would fill the memory
 
-def _square(file, size):
-    "The centred square of one image file, (3, size, size) uint8, or a string that says why not."
+def _made(file, make): # a path, or an open file; a function of Pillow's image
+    "`make` of an image file, or a string that says why there is none."
     try:
-        with Image.open(file, formats=_FORMATS) as img:
-            if min(img.size) < size: return f'{img.width} x {img.height} px, smaller than {size} px'
-            img.draft(None, (2*size, 2*size))       # lets a JPEG decode at 1/2, 1/4 or 1/8 of its size
-            with _LARGE if img.width*img.height > 2**24 else nullcontext():
-                ImageOps.exif_transpose(img, in_place=True)
-                img = ImageOps.fit(_rgb(img), (size, size))
-        return torch.from_numpy(np.array(img)).permute(2, 0, 1)
+        with Image.open(file, formats=_FORMATS) as img: return make(img)
     except UnidentifiedImageError:
-        return 'not an image' if os.path.exists(file) and os.path.getsize(file) else 'empty file'
+        there = hasattr(file, 'read') or os.path.exists(file) and os.path.getsize(file)
+        return 'not an image' if there else 'empty file'
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return f'more than {Image.MAX_IMAGE_PIXELS/1e6:.0f} million pixels'
     except MemoryError: raise
     except Exception as e:                          # decoders raise all kinds of errors on broken bytes
         return (getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0].split(' (')[0]
+
+def _one_at_a_time(img): # if it is large
+    return _LARGE if img.width*img.height > 2**24 else nullcontext()
+
+def _cut(img, size):
+    "The centred square of an opened image, (3, size, size) uint8, or a string that says why not."
+    if min(img.size) < size: return f'{img.width} x {img.height} px, smaller than {size} px'
+    img.draft(None, (2*size, 2*size))               # lets a JPEG decode at 1/2, 1/4 or 1/8 of its size
+    with _one_at_a_time(img):
+        ImageOps.exif_transpose(img, in_place=True)
+        img = ImageOps.fit(_rgb(img), (size, size))
+    return torch.from_numpy(np.array(img)).permute(2, 0, 1)
+
+def _square(file, size):
+    "The centred square of one image file, (3, size, size) uint8, or a string that says why not."
+    return _made(file, partial(_cut, size=size))
 
 def load_image(
     file,             # a path
@@ -132,10 +143,10 @@ def _class_of(files, path):
     first = [f.relative_to(path).parts for f in files]
     return [p[0] if len(p) > 1 else None for p in first]
 
-def _decoded(files, size, progress):
-    "For each file its image or a reason, in order; a progress bar for a long list, where there is a screen."
+def _decoded(files, one, progress):
+    "`one(file)` for each file, in order; a progress bar for a long list, where there is a screen."
     with _strict_pillow(), ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        images = pool.imap(partial(_square, size=size), files, chunksize=8)
+        images = pool.imap(one, files, chunksize=8)
         if progress and bars() and len(files) >= 500:
             from fastprogress.fastprogress import progress_bar
             images = progress_bar(images, total=len(files))
@@ -155,7 +166,7 @@ def _refuse(why):
 def _decode_into(images, files, size, progress, strict):
     "Fills the first rows of `images`; {file: reason} of the files that cannot be used."
     why = {}
-    with closing(_decoded(files, size, progress)) as decoded:
+    with closing(_decoded(files, partial(_square, size=size), progress)) as decoded:
         for i, (image, file) in enumerate(zip(decoded, files)):
             if isinstance(image, str): why[file] = image
             else: images[i - len(why)] = image

@@ -121,7 +121,10 @@ def accuracy(game, x=None):
     "How often C is right about real or corrupt; fakes are those that R learns from."
     return balanced_accuracy(game.for_r.real > 0, game.for_r.fake > 0)
 
-def _dropped(game): return game.for_r.fake_mask < 0, game.mask < .5
+def _dropped(game):
+    "Entries that C calls dropped, the least likely ones to be kept, as many as were dropped; entries that were."
+    logits, dropped = game.for_r.fake_mask, game.mask < .5
+    return logits <= logits.flatten().sort().values[dropped.sum() - 1], dropped
 
 def mask_accuracy(game, x=None):
     "How often the mask head is right about an entry of a fake."

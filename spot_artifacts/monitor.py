@@ -15,7 +15,6 @@ from pathlib import Path
 import torch.nn.functional as F
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 from .core import atomic_write, Diverged, rank, SpotError
 from .data import to_float
 from .damage import draw_mask
@@ -79,6 +78,7 @@ def picture_rows(
 
 def to_image(rows)->Image.Image: # batches of images (n, 3, S, S) in [-1, 1], one per row
     "Rows of images as one picture."
+    from torchvision.utils import make_grid
     tiles = torch.cat([r.float().cpu() for r in rows]).clamp(-1, 1).add(1).div(2)
     grid = make_grid(tiles, nrow=len(rows[0]), padding=0)
     return Image.fromarray(grid.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy())

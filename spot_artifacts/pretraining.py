@@ -19,6 +19,7 @@ from .core import (bars, enough_memory, rank, RecipeError, SpotError, usable_dev
                                  world_size, write_json)
 from .data import random_split, TensorDL
 from .folders import as_image_set
+from .shards import ShardDL, ShardSet
 from .decoder import psnr
 from .losses import accuracy, chance_iou, mask_accuracy, mask_iou
 from .players import TwoPlayers
@@ -89,7 +90,7 @@ class Clock(Callback):
     order = Checkpoint.order + 1
     def __init__(self, out): # the run's folder
         self.file = Path(out)/'run.json'
-        self.about = json.loads(self.file.read_text())
+        self.about = {} if rank() else json.loads(self.file.read_text())     # the first process writes it
         self.seconds = self.about.setdefault('seconds', {})
     def before_fit(self): self.start = perf_counter() - self.seconds.get(self.phase, 0.)
     def after_epoch(self):
@@ -109,7 +110,7 @@ def _run_phases(net, data, out, device, resume, progress, cbs, skip=()):
     for phase, epochs, batch in phases:
         logs[phase] = []
         if not epochs or phase in skip: continue
-        loader = ShardedDL if world_size() > 1 else TensorDL
+        loader = ShardDL if isinstance(data, ShardSet) else ShardedDL if world_size() > 1 else TensorDL
         dls, rounds, total = get_dls(train, valid, r, epochs, batch, device, loader)
         more = [FeatureMonitor(), *net.monitors(phase, out), *L(cbs)] if phase == phases[-1][0] else []
         def make(extra): return net.learner(phase, dls, total, [*extra, clock, *more])

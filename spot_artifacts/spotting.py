@@ -9,8 +9,8 @@ __all__ = ['CORRUPTIONS', 'corrupt', 'laplacian_map', 'detect', 'spot_others']
 import io
 
 # %% ../nbs/57_spotting.ipynb #58e6a31f
-import numpy as np
 import torch.nn.functional as F
+import numpy as np
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter

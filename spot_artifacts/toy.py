@@ -154,6 +154,7 @@ class ToySet(ImageSet):
     ):
         super().__init__(images, labels, CLASSES, name)
         self.boxes, self.parts = boxes, parts
+    def __getitem__(self, i): return ImageSet(self.store, self.labels, self.classes, self.name)[i]
 
 def toy_images(
     n:int=12_000,        # number of images

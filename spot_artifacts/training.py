@@ -52,6 +52,7 @@ class EndAt(Callback):
     def __init__(self, total): self.total = total   # steps of the phase
     def before_train(self):
         self.learn.dl = copy(self.dl)               # it shares images and random numbers
+        self.dl.start = self.step                   # where a loader of shards goes on
         self.dl.steps = min(self.dl.steps, math.ceil((self.total - self.step)/(self.n_epoch - self.epoch)))
 
 # %% ../nbs/24_training.ipynb #5afd9c14

@@ -42,3 +42,54 @@ def test_a_batch_larger_than_the_set(monkeypatch):
         raise Enough
     monkeypatch.setattr(speed, 'toy_images', draw)
     with pytest.raises(Enough): speed.bench(Recipe.small(32, batch=3000))
+
+
+# ---- --to-accuracy
+
+def reached(seconds, fingerprint='f'):
+    "What `to_accuracy` returns, where the new recipe takes `seconds`."
+    def way(*points): return dict(curve=[dict(seconds=s, probe=dict.fromkeys(speed.LAYERS, a)) for s, a in points])
+    ways = dict(old=way((60., 40.), (240., 50.)), new=way((10., 40.), (seconds, 50.)), plain=way((800., 45.)))
+    found = dict(ways=ways, random=dict.fromkeys(speed.LAYERS, 38.), clock='CPU seconds', device='CPU', seconds=240.,
+                 data=dict(name='photos', images=9, size=32, fingerprint=fingerprint))
+    return speed._with_ratios(found, 'conv4')
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    "The arguments of each call of `to_accuracy`, which measures nothing."
+    calls = []
+    def to_accuracy(recipe, images, test, save, **how):
+        calls.append(dict(how, recipe=recipe, images=images, test=test))
+        return reached(80., images.fingerprint)
+    monkeypatch.setattr(speed, 'to_accuracy', to_accuracy)
+    return calls
+
+
+def test_what_to_accuracy_writes(asked, photos, tmp_path, capsys):
+    out = tmp_path/'to/a.json'
+    words = f'bench --to-accuracy --images {photos} --size 32 --minutes 4 --device cpu --out {out}'.split()
+    main(words)
+    assert json.loads(out.read_text()) == reached(80., asked[0]['images'].fingerprint)
+    assert Image.open(out.with_suffix('.png')).width > 800
+    said = capsys.readouterr().out
+    assert 'after 80 CPU seconds' in said
+    assert 'at least 10.0 times sooner than the old recipe in a plain version, 3.0 times sooner' in said
+    call = asked[0]
+    assert (call['recipe'].size, call['recipe'].drop_rate, call['seconds'], call['done']) == (32, .7, 240., None)
+    assert len(call['images']) > len(call['test']) > 0
+
+
+def test_going_on(asked, photos, tmp_path, fails, succeeds):
+    out = tmp_path/'a.json'
+    options = f'bench --to-accuracy --images {photos} --size 32 --device cpu --out {out} --resume'.split()
+    fails(*options, says=[str(out), 'Start it without --resume'])
+    for text, says in (json.dumps(reached(80.)), 'other images'), ('', 'nothing to go on with'):
+        out.write_text(text)
+        fails(*options, '--minutes', 4, says=[str(out), says])
+    succeeds(*options[:-1], '--minutes', 4)
+    done = json.loads((tmp_path/'a-2.json').read_text())
+    out.write_text(json.dumps(done))
+    succeeds(*options, '--minutes', 4)
+    assert [call['done'] for call in asked] == [None, done]
+    fails(*options, '--minutes', 5, says=[str(out), 'another time'])

@@ -22,7 +22,7 @@ def test_every_parameter_is_an_option_with_a_help_text(name):
     actions = {a.dest: a for a in subparsers()[name]._actions if a.dest != 'help'}
     assert list(actions) == list(signature(COMMANDS[name]).parameters)
     for dest, action in actions.items():
-        assert action.option_strings in ([f'--{dest}'], [] if dest == 'images' else None), dest
+        assert action.option_strings in ([f'--{dest.replace("_", "-")}'], [] if dest == 'images' else None), dest
         assert len(action.help) > 10 and '%(' not in action.help, action.help
         optional = not action.required and name + dest != 'infoimages'
         if optional and action.nargs != '+': assert action.help.count('(default: ') == 1, (dest, action.help)

@@ -1,19 +1,21 @@
 """Several processes play one game: as many as there are GPUs, and here two on the CPU, talking by gloo.
 
-Each test starts processes as `torchrun` does, with RANK and WORLD_SIZE in the environment; the last two use
-`torchrun` itself, and `accelerate launch`."""
-import json, multiprocessing, os, socket, subprocess, sys
+Each test starts processes as `torchrun` does, with RANK and WORLD_SIZE in the environment; the last ones use
+`torchrun` itself, on one node and on two, and `accelerate launch`."""
+import json, multiprocessing, os, re, socket, subprocess, sys
 from dataclasses import replace
 from unittest import mock
 
-import pytest, torch
+import nbformat, pytest, torch
 from fastai.callback.core import Callback
 from images import write_images
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.run import parse_args
 from torch.nn.parallel import DistributedDataParallel
 
 from spot_artifacts import players as players_module
+from spot_artifacts.cli import parser
 from spot_artifacts.core import SpotError, shard
 from spot_artifacts.damage import draw_mask
 from spot_artifacts.data import to_float
@@ -134,22 +136,30 @@ def test_a_batch_that_cannot_be_shared(tmp_path):
     assert together(2, play, tmp_path/'run', replace(RECIPE, batch=15), {}) == [1, 1] and not (tmp_path/'run').exists()
 
 
-def launch(out, root, *launcher):
-    "A run of two processes, started by a launcher from the command line."
+def launch(out, root, *launchers):
+    "A run of two processes, started by one launcher from the command line, or by one on each of two nodes."
     photos, script = write_images(out.parent/'photos', images=data().images), out.with_suffix('.py')
     script.write_text('from spot_artifacts.cli import main; main()')
     words = f'pretrain --images {photos} --out {out} --size 32 --width 0.05 --batch 8 --steps 9 --device cpu'.split()
-    done = subprocess.run([sys.executable, '-m', *launcher, script, *words], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0 and done.stdout.count('are written') == 1, done.stderr
+    nodes = [subprocess.Popen([sys.executable, '-m', *launcher, script, *words], cwd=root, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env={**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'})
+             for launcher in launchers]
+    said = [node.communicate() for node in nodes]
+    assert not any(node.returncode for node in nodes) and sum(o.count('are written') for o, _ in said) == 1, said
     assert json.loads((out/'results.json').read_text())['data']['images'] == 68 and not list(out.glob('*.tmp'))
     return out
 
 
+def same_weights(run, other):
+    a, b = (load_file(r/'weights.safetensors') for r in (run, other))
+    return all(a[k].equal(b[k]) for k in a) and (run/'game.csv').read_text() == (other/'game.csv').read_text()
+
+
 @pytest.fixture(scope='module')
 def by_torchrun(tmp_path_factory, root):
-    return launch(tmp_path_factory.mktemp('torchrun')/'run', root, 'torch.distributed.run', '--standalone',
-                  '--nproc-per-node', '2')
+    return launch(tmp_path_factory.mktemp('torchrun')/'run', root,
+                  ['torch.distributed.run', '--standalone', '--nproc-per-node', '2'])
 
 
 def test_torchrun_and_the_command_line(by_torchrun):
@@ -158,8 +168,36 @@ def test_torchrun_and_the_command_line(by_torchrun):
 
 def test_accelerate_launch_does_what_torchrun_does(by_torchrun, tmp_path, root):
     pytest.importorskip('accelerate', reason='accelerate is not installed')
-    out = launch(tmp_path/'run', root, 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
-                 '--main_process_port', str(free_port()))
-    a, b = (load_file(run/'weights.safetensors') for run in (by_torchrun, out))
-    assert all(a[k].equal(b[k]) for k in a)
-    assert (out/'game.csv').read_text() == (by_torchrun/'game.csv').read_text()
+    out = launch(tmp_path/'run', root, ['accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
+                                        '--main_process_port', str(free_port())])
+    assert same_weights(out, by_torchrun)
+
+
+def test_two_nodes_do_what_two_processes_of_one_do(by_torchrun, tmp_path, root):
+    node = ['torch.distributed.run', '--nnodes', '2', '--nproc-per-node', '1', '--master-addr', '127.0.0.1',
+            '--master-port', str(free_port()), '--node-rank']
+    assert same_weights(launch(tmp_path/'run', root, [*node, '0'], [*node, '1']), by_torchrun)
+
+
+def test_slurm_lines(root, tmp_path, monkeypatch):
+    "The script that reproduce.ipynb shows starts a torchrun that can be parsed, and goes on when it is requeued."
+    text = ''.join(c.source for c in nbformat.read(root/'nbs/reproduce.ipynb', as_version=4).cells)
+    script, tools = re.search('```sh\n(#!/bin/bash\n#SBATCH.*?)```', text, re.DOTALL)[1], tmp_path/'bin'
+    tools.mkdir()
+    for name, lines in dict(srun='printf "%s\\n" "$@"', scontrol='printf "n1\\nn2\\nn3\\nn4\\n"').items():
+        (tools/name).write_text(f'#!/bin/bash\n{lines}\n')
+        (tools/name).chmod(0o755)
+    def command():
+        done = subprocess.run(['bash', '-euc', script], cwd=tmp_path, capture_output=True, text=True, check=True,
+                              env=dict(PATH=f'{tools}:{os.environ["PATH"]}', SLURM_NNODES='4',
+                                       SLURM_JOB_NODELIST='n[1-4]'))
+        launcher, *words = done.stdout.splitlines()
+        args = parse_args(words)
+        assert (launcher, args.training_script, args.no_python) == ('torchrun', 'spot-artifacts', True)
+        assert (args.nnodes, args.nproc_per_node, args.rdzv_endpoint) == ('4', '8', 'n1:29500')
+        return parser().parse_args(args.training_script_args)
+    first = command()
+    assert (first.command, first.resume, first.batch % 32) == ('pretrain', False, 0)
+    (tmp_path/first.out).mkdir(parents=True)
+    (tmp_path/first.out/'run.json').touch()
+    assert command().resume

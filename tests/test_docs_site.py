@@ -157,8 +157,53 @@ def test_no_sideways_scroll(pages):
     assert not complaints(pages, lambda seen: {width: bad for width, bad in seen['wide'].items() if bad})
 
 
+def test_code_fits_its_column(page, root, address):
+    "At 1300 px all of it, beside its text as well as below; 120 columns are the limit in the notebooks."
+    wide = '''() => {
+        document.querySelectorAll('details').forEach(d => d.open = true)
+        const code = [...document.querySelectorAll('main pre.sourceCode')]
+        return [code.length, code.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText.slice(0, 60))]
+    }'''
+    for width in 1300, 1700, 1900:
+        page.set_viewport_size({'width': width, 'height': 900})
+        for file in (root/'nbs').glob('*.ipynb'):
+            page.goto(f'{address}{file.stem}.html', wait_until='load')
+            found, bad = page.evaluate(wide)
+            assert found and not bad, f'{file.stem} at {width} px: {bad}'
+
+
+@pytest.mark.parametrize('width', [390, 1300, 1700])
+def test_text_stands_beside_its_code(page, address, width):
+    "Where the window is wide; above it elsewhere."
+    page.set_viewport_size({'width': width, 'height': 900})
+    page.goto(f'{address}20_losses.html', wait_until='load')
+    pairs = page.eval_on_selector_all('.pair', """pairs => pairs.map(p => {
+        const [said, run] = [...p.children].map(e => e.getBoundingClientRect())
+        return [p.children.length, said.right <= run.left && Math.abs(said.top - run.top) < 5, said.bottom <= run.top]
+    })""")
+    assert len(pairs) > 5
+    assert all(found == 2 and (beside if width == 1700 else above) for found, beside, above in pairs)
+
+
+def test_plumbing_is_folded(page, address):
+    "A fold says what is in it; the method is open."
+    page.goto(f'{address}58_live.html', wait_until='load')
+    assert page.locator('details.code-fold').count() > 20
+    assert "_LIVE['erase']" in ' '.join(page.locator('details.code-fold summary').all_inner_texts())
+    page.goto(f'{address}20_losses.html', wait_until='load')
+    assert page.locator('details.code-fold').count() == 0
+
+
+def test_results_link_to_their_files(page, address, site):
+    page.goto(f'{address}59_photographs.html', wait_until='load')
+    links = page.eval_on_selector_all('.how-made a', 'links => links.map(a => a.getAttribute("href"))')
+    files = [link for link in links if link.endswith('.json')]
+    assert len(set(files)) > 8 and all((site/file).is_file() for file in files)
+
+
 def test_notebooks_can_be_run_and_edited(root, pages, address):
-    for file in (root/'nbs').glob('[0-9]*.ipynb'):
+    for file in (root/'nbs').glob('*.ipynb'):
+        if file.stem == 'index': continue
         links = pages[f'{address}{file.stem}.html']['links']
         own = [link for link in links if link.endswith(f'/nbs/{file.name}')]
         assert any(link.startswith('https://colab.') for link in own), file.name
@@ -189,11 +234,12 @@ def test_light_and_dark(page, scheme):
     else: assert max(papers) < .2 and min(inks) > .7
 
 
-def test_game(page, site):
-    "Found from the home page, and played to its end with the keyboard."
-    if not (site/'game/index.html').exists(): pytest.skip('nbs/game/index.html has not been made yet')
-    page.locator('#quarto-sidebar a[href$="game/index.html"]').click()
-    page.wait_for_load_state('load')
+def test_game(page, address):
+    "The game with networks is found from the home page; the one without is played to its end with the keyboard."
+    page.locator('#quarto-sidebar a[href$="live.html#play"]').click()
+    page.wait_for_selector('#choices:visible')
+    page.wait_for_selector('#turn[aria-busy=false]', timeout=60_000)
+    page.goto(f'{address}game/index.html', wait_until='load')
     assert page.locator('#real').is_visible() and page.locator('#corrupt').is_visible()
     result, turns = page.locator('#result'), 0
     while not result.is_visible() and turns < 100:

@@ -25,7 +25,7 @@ def test_commands(root, guide):
     spoken = [shlex.split(line.rstrip('& '), comments=True) for line in lines]
     commands = [words[words.index('spot-artifacts') + 1:] for words in spoken if 'spot-artifacts' in words]
     assert commands
-    for words in commands: parser().parse_args(words)   # exits where a word is wrong
+    for words in commands: parser().parse_args([w for w in words if w != '$resume'])    # exits where a word is wrong
 
 
 def test_own_images_python(root, tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ from test_context import Stop
 from spot_artifacts.context import cut
 from spot_artifacts.core import SpotError
 from spot_artifacts.data import to_float
-from spot_artifacts.jigsaw import (Jigsaw, JigsawChoices, TABLE5, average_and_minimum, distances, jitter_channels,
-                                   normalise, permutation_set, shortcut_study, thin, tile_corners, tiles_in_place,
-                                   to_grey)
+from spot_artifacts.jigsaw import (Jigsaw, JigsawChoices, TABLE5, agreement, as_bytes, average_and_minimum,
+                                   colour_share, distances, jitter_channels, normalise, permutation_set,
+                                   shortcut_study, thin, tile_corners, tiles_in_place, to_grey)
 from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import build
 from spot_artifacts.runs import load_weights
@@ -119,8 +119,27 @@ def test_wrong_fields_are_named(wrong, says):
 def test_shortcut_study_has_a_row_for_each_switch(images):
     rows = {name: TABLE5[name] for name in ('all three', 'without gap')}
     found = shortcut_study(images, images, replace(TINY, epochs=.2), rows, labels=30, feature_dim=50)
-    assert list(found) == list(rows)
-    for accuracy, layers in found.values(): assert 0 <= accuracy <= 100 and 'conv4' in layers
+    assert list(found) == [*rows, 'random weights'] and 'accuracy' not in found['random weights']
+    for row in found.values():
+        assert 0 <= row['probe']['conv4'] <= 100 and 0 < row['colour'] < 100
+        assert len(bytes.fromhex(row['filters'])) % 75 == 0             # 3 x 5 x 5 values each
+    for name in rows: assert 0 <= found[name]['accuracy'] <= 100 and 0 <= found[name]['tiles_in_place'] <= 100
+
+
+def test_colour_is_what_a_grey_image_does_not_excite():
+    w = torch.randn(4, 3, 5, 5)
+    grey, colour = w.mean(1, keepdim=True).expand_as(w), w - w.mean(1, keepdim=True)
+    assert colour_share(grey).max() < 1e-6 and colour_share(colour).min() > 1 - 1e-6
+    assert torch.allclose((w*grey).sum((1, 2, 3))/(w*w).sum((1, 2, 3)), 1 - colour_share(w), atol=1e-5)
+    assert max(bytes.fromhex(as_bytes(w.abs()))) == 127
+
+
+@pytest.mark.parametrize('low, high, printed, says', [
+    (.1, 2., 5., 'agrees'), (.1, 2., -5., 'disagrees'), (-2., -.1, -5., 'agrees'), (-2., -.1, 5., 'disagrees'),
+    (-1., 2., 5., 'cannot be told apart'), (None, None, 5., 'cannot be told apart')])
+def test_only_an_interval_without_zero_has_a_sign(low, high, printed, says):
+    mean = None if low is None else (low + high)/2
+    assert agreement(dict(mean=mean, low=low, high=high), printed) == says
 
 
 def test_command(images, tmp_path, succeeds):

@@ -37,6 +37,13 @@ def test_import_is_light():
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
+def test_learning_imports_neither_a_compiler_nor_vision():
+    "torchvision imports torch.compile's parts, and fastai's vision part imports torchvision: half of the start."
+    code = ('import sys, spot_artifacts as s; [getattr(s, name) for name in ("pretrain", "probe", "load_weights")]; '
+            'assert not {"torch._dynamo", "torch._inductor", "torchvision", "fastai.vision"} & {*sys.modules}')
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
 def test_unknown_name():
     with pytest.raises(AttributeError, match="'spot_artifacts' has no attribute 'pretrian'"): spot_artifacts.pretrian
 

@@ -1,4 +1,4 @@
-"The page on which you damage a picture, made by the command line from a run in miniature, in a browser."
+"The page on which you damage a picture and play, made by the command line from a run in miniature, in a browser."
 import base64, io, re
 
 import numpy as np
@@ -49,7 +49,8 @@ def opened(file, browser):
 
 @pytest.fixture
 def page(opened):
-    "The page as at its start, with nothing erased."
+    "The page with nothing erased."
+    opened.click('#damagetab')
     for name, on in dict(repair=True, gate=True, twice=False).items(): opened.set_checked(f'#{name}', on)
     opened.locator('#pictures button').first.click()
     opened.click('#clear')
@@ -126,16 +127,17 @@ def test_the_keyboard_erases_and_the_answers_are_pytorchs(page, players, models)
         verdict = page.inner_text('#verdict')
         said = 'real' if found['fake'] > .5 else 'corrupt'
         assert f' {said}, {100*max(found["fake"], 1 - found["fake"]):.0f} % sure, and the replica ' in verdict
-        assert 'You erased 2 of 64 entries' in verdict
+        right = len({0, 9} & {*np.argsort(found['map'])[-2:]})
+        assert 'You erased 2 of 64 entries' in verdict and f'of the 2 that C suspects most, {right} w' in verdict
 
 
 def test_it_is_heard(page):
     assert page.get_attribute('#verdict', 'aria-live') == 'polite' and page.get_attribute('#problem', 'role') == 'alert'
     assert 'Nothing is erased yet' in page.inner_text('#verdict')
     named = page.eval_on_selector_all('canvas', 'all => all.map(c => c.getAttribute("aria-label"))')
-    assert len(named) == 5 and all(named)
-    assert page.eval_on_selector_all('#pictures button, #grid button', 'all => all.every(b => b.ariaPressed)')
-    assert page.eval_on_selector_all('input', 'all => all.every(i => i.labels.length == 1)')
+    assert len(named) == 8 and all(named) and page.get_attribute('#said', 'aria-live') == 'polite'
+    assert page.eval_on_selector_all('#pictures button, .board button', 'all => all.every(b => b.ariaPressed)')
+    assert page.eval_on_selector_all('input, select', 'all => all.every(i => i.labels.length == 1)')
 
 
 def centre(page, k):
@@ -222,6 +224,121 @@ def test_a_file_that_cannot_be_used_gets_a_sentence(page, name, data, says):
     page.wait_for_selector('#problem:empty', state='attached')
 
 
+def asked(page):
+    "Waits for the next round, and returns it."
+    page.wait_for_selector('#turn[aria-busy=false]', timeout=60_000)
+    return page.evaluate('Object.fromEntries(Object.entries(round).map(([k, v]) => [k, v.length ? [...v] : v]))')
+
+
+@pytest.fixture
+def playing(opened):
+    "The page at the start of a new game of real or corrupt."
+    opened.click('#playtab')
+    opened.check('#whether')
+    opened.select_option('#level', '50')
+    opened.evaluate('play()')
+    asked(opened)
+    return opened
+
+
+def test_tabs_by_keyboard_and_by_address(page):
+    page.focus('#damagetab')
+    for key, panel, other in ('ArrowRight', 'play', 'damage'), ('ArrowLeft', 'damage', 'play'):
+        tab = f'{panel}tab'
+        page.keyboard.press(key)
+        assert page.evaluate('document.activeElement.id') == tab
+        assert page.is_visible(f'#{panel}') and not page.is_visible(f'#{other}')
+        assert page.get_attribute(f'#{tab}', 'aria-selected') == 'true'
+        assert page.url.endswith('#play') == (panel == 'play')
+    page.evaluate('location.hash = "play"')
+    page.wait_for_selector('#play:visible')
+
+
+def test_a_game_is_played_with_the_keyboard(playing, models):
+    "What is shown is the replica or the repaired picture, and C answers about what is shown."
+    small, you, c, inputs = {name: compact(model) for name, model in models.items()}, 0, 0, set()
+    for k in range(10):
+        r = asked(playing)
+        assert playing.inner_text('#task') == f'{k + 1} of 10: real or corrupt?' and playing.inner_text('#said') == ''
+        if k < 3:
+            x, mask = (torch.tensor(v).view(1, -1, n, n) for v, n in ((r['input'], 32), (r['kept'], 8)))
+            wanted = by_onnx(small, x.float(), mask.float())
+            shown, p = ('repaired', 'fake') if r['corrupt'] else ('replica', 'real')
+            np.testing.assert_allclose(r['seen'], wanted[shown].ravel(), atol=1e-4)
+            assert abs(r['p'] - wanted[p].item()) < 1e-4
+        playing.keyboard.press('c' if k % 2 else 'r')
+        right = r['corrupt'] == bool(k % 2)
+        you, c = you + right, c + ((r['p'] <= .5) == r['corrupt'])
+        said = playing.inner_text('#said')
+        assert said.startswith(f'{"Right" if right else "Wrong"}: it is {"corrupt" if r["corrupt"] else "real"}')
+        assert playing.inner_text('#score') == f'Right so far: you {you} and C {c} of {k + 1}.'
+        assert playing.is_visible('#places') == r['corrupt'] and playing.is_visible('#before')
+        inputs.add(round(sum(r['input']), 4))
+        if k == 9: break
+        playing.keyboard.press('Enter' if k % 2 else 'n')      # the button has the focus
+        playing.wait_for_function('document.activeElement.id == "task"')
+    assert len(inputs) > 5, 'the same few pictures come again'
+    assert f'you were right about {you}, C about {c} of 10 pictures.' in said
+    playing.keyboard.press('n')
+    playing.wait_for_function('document.activeElement.id == "task"')
+    assert playing.inner_text('#task').startswith('1 of 10') and playing.inner_text('#score') == 'You play against C.'
+
+
+def test_the_damage_is_marked_and_c_marks_as_many(playing):
+    playing.check('#where')
+    r = asked(playing)
+    gone = 1 - np.array(r['kept']).reshape(8, 8)
+    rows, columns = gone.any(1).sum(), gone.any(0).sum()
+    assert r['corrupt'] and (rows, columns) == (4, 4) and gone.sum() == 16, 'a square hole of about 30 %'
+    playing.keyboard.press('d')
+    assert playing.inner_text('#said') == 'Mark at least one square first.'
+    playing.focus('#marks button[tabindex="0"]')
+    for key in [*['ArrowUp', 'ArrowLeft']*8, 'Space', 'ArrowDown', 'Enter', 'ArrowDown', 'Space', 'Space', 'ArrowRight',
+                'Space']: playing.keyboard.press(key)
+    mine, theirs = [0, 8, 17], np.argsort(r['map'])[-3:]
+    pressed = playing.eval_on_selector_all('#marks button', 'all => all.map(b => b.ariaPressed == "true")')
+    assert [k for k, p in enumerate(pressed) if p] == mine
+    playing.keyboard.press('d')
+    you, c = (int(gone.ravel()[k].sum()) for k in (mine, theirs))
+    said = playing.inner_text('#said')
+    assert said.startswith(f'{you} of your 3 marks {"is" if you == 1 else "are"} right, and {c} of C\'s. ')
+    assert '0.8: 16 of 64' in said and playing.inner_text('#score') == f'Right so far: you {you} and C {c} of 3 marks.'
+
+
+def test_theta_is_the_level(playing):
+    gone = []
+    for level in '30', '90':
+        playing.select_option('#level', level)
+        gone.append(asked(playing)['kept'].count(0))
+        playing.focus('#level')
+        playing.keyboard.press('c')                 # letters choose in the list, and answer nothing
+        assert playing.evaluate('round.over') is False
+        asked(playing)
+    assert gone[0] < 36 < gone[1]
+
+
+def test_a_game_with_photographs_of_ones_own(playing):
+    blue, text = png(Image.new('RGB', (200, 90), (0, 0, 255))), b'not a picture'
+    files = [dict(name=name, mimeType='image/png', buffer=data) for name, data in (('b.png', blue), ('t.png', text))]
+    playing.set_input_files('#files', files)
+    playing.wait_for_selector('#trouble:not(:empty)')
+    assert playing.inner_text('#trouble').startswith('t.png cannot be opened as a picture.')
+    playing.set_input_files('#files', files[:1])
+    playing.wait_for_selector('#trouble:empty', state='attached')
+    playing.wait_for_function('round.input[0] == -1 && round.input.at(-1) == 1')
+    assert set(asked(playing)['input']) == {-1, 1}
+
+
+def test_without_webassembly_it_says_so(browser, file):
+    page = browser.new_page()
+    page.add_init_script('delete self.WebAssembly')
+    page.goto(f'{file.as_uri()}#play', wait_until='load')
+    page.wait_for_selector('#old:visible')
+    assert 'lacks WebAssembly' in page.inner_text('#old')
+    assert page.inner_text('#task') == page.evaluate('$("verdict").textContent') == 'Nothing can be computed here.'
+    page.close()
+
+
 @pytest.mark.parametrize('scheme', ['dark', 'light'])
 @pytest.mark.parametrize('width', [390, 1280])
 def test_fits_and_can_be_read(page, width, scheme):
@@ -229,6 +346,9 @@ def test_fits_and_can_be_read(page, width, scheme):
     page.emulate_media(color_scheme=scheme)
     fits = 'all => all.every(e => e.scrollWidth <= e.clientWidth)'
     assert page.eval_on_selector_all('html, main, section, #grid', fits)
+    page.click('#playtab')
+    assert page.eval_on_selector_all('html, main, section, #choices', fits)
+    page.click('#damagetab')
     def brightness(css, of):
         colour = page.eval_on_selector(css, f'e => getComputedStyle(e).{of}')
         return np.mean([float(v) for v in re.findall(r'[\d.]+', colour)[:3]])

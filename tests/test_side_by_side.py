@@ -9,8 +9,9 @@ from spot_artifacts import side_by_side
 from spot_artifacts.cli import main
 from spot_artifacts.core import RunError, SpotError
 from spot_artifacts.runs import folder_lock
-from spot_artifacts.side_by_side import (REFERENCES, SYSTEMS, Setup, compare_pretexts, load_runs, plot_gains, read_run,
-                                         system_rows, systems_markdown)
+from spot_artifacts.side_by_side import (REFERENCES, SYSTEMS, Setup, best_gain, best_layer, compare_pretexts, gain,
+                                         least_seconds, load_more, load_runs, measured_as, plot_gains, plot_seconds,
+                                         ranking, read_run, system_rows, systems_markdown)
 from spot_artifacts.toy import toy_images
 
 TINY = ['--size', '32', '--width', '.05', '--epochs', '1', '--labels', '40', '--device', 'cpu']
@@ -79,6 +80,23 @@ def test_a_run_is_measured_again_from_its_weights(copy, monkeypatch):
     assert all(after[k] == before[k] for k in ('probe', 'measured', 'identity'))
 
 
+def test_neighbours_and_few_labels_of_what_is_finished(copy, monkeypatch, capsys):
+    out, command = copy
+    for file in out.glob('*-0.json'):
+        if file.stem not in ('artifacts-0', 'jigsaw-0', 'random-0', 'pixels-0'): file.unlink()
+    monkeypatch.setattr(side_by_side, 'STEPS', 1)
+    monkeypatch.setattr(side_by_side, 'pretrain', lambda *args, **kw: pytest.fail('it is trained again'))
+    main([*command, '--names', 'pixels', '--more'])
+    found = load_more(out)
+    assert [r['pretext'] for r in found] == ['artifacts', 'jigsaw', 'random']
+    for r in found:
+        assert list(r['knn']) == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5'] and {'commit', 'protocol'} <= set(r)
+        assert all(0 <= value <= 100 for value in [*r['knn'].values(), *r['few'].values()])
+    assert gain(measured_as(found, 'few'), 'jigsaw', 'fine-tuned')['seeds'] == 1
+    monkeypatch.setattr(side_by_side, 'knn_probe', lambda *args, **kw: pytest.fail('it is measured again'))
+    main([*command, '--names', 'pixels', '--more'])
+
+
 @pytest.mark.parametrize('option, says', [('--epochs', 'another setup: epochs (1.0, now 2.0)'),
                                           ('--labels', 'another setup: labels (40, now 20)')])
 def test_another_budget_does_not_mix(finished, capsys, option, says):
@@ -122,3 +140,15 @@ def test_pairs_of_seeds_and_the_chart():
     assert found['seeds'] == 2 and found['mean'] == 11.5 and found['low'] < 11.5 < found['high']
     assert len(plot_gains(rows).axes[0].containers) == 1
     assert Setup() == Setup(size=32)
+
+
+def test_each_at_its_best_layer():
+    def run(name, seed, **probe): return dict(pretext=name, seed=seed, probe=probe, seconds=dict(training=9. - seed))
+    results = [run('jigsaw', s, conv1=40. + s, conv2=30.) for s in range(3)]
+    results += [run('rotation', s, conv1=20., conv2=50. + 2*s) for s in range(3)]
+    rows = {r['name']: r for r in system_rows(results)}
+    assert (best_layer(rows['jigsaw']), best_layer(rows['rotation'])) == ('conv1', 'conv2')
+    assert ranking(results) == ['rotation', 'jigsaw'] and least_seconds(results) == dict(jigsaw=7., rotation=7.)
+    d = best_gain(results, 'rotation', 'jigsaw')
+    assert d['seeds'] == 3 and d['mean'] == 11
+    assert len(plot_seconds(results).axes[0].texts) == 2

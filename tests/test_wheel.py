@@ -62,19 +62,19 @@ def test_newest_versions_meet_the_wheel(installed, tmp_path, capsys):
 
 
 def test_the_wheel_has_every_module_of_the_library(root, installed, tmp_path):
-    """Sub-packages and the engine of the live page too, and nothing that is for the clone only: the benchmark, and its
-    other folders."""
+    """Sub-packages, and the engine and photographs of the live page too, and nothing that is for the clone only: the
+    benchmark, and its other folders."""
     code = '''import json, spot_artifacts
 from pathlib import Path
 folder = Path(spot_artifacts.__file__).parent
 print(json.dumps([sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*.py")), spot_artifacts.__all__,
                   [f.name for f in folder.parent.iterdir() if f.name in ("tests", "tools", "nbs")],
-                  sorted(f.name for f in (folder/"ort").iterdir())]))'''
-    modules, names, others, engine = json.loads(run(installed/'python', '-c', code, cwd=tmp_path))
+                  [sorted(f.name for f in (folder/data).iterdir()) for data in ("ort", "photographs")]]))'''
+    modules, names, others, data = json.loads(run(installed/'python', '-c', code, cwd=tmp_path))
     own = root/'spot_artifacts'
     wanted = {f.relative_to(own).as_posix() for f in own.rglob('*.py')} - {'speed.py'}
     assert modules == sorted(wanted) and not others
-    assert engine == sorted(f.name for f in (own/'ort').iterdir())
+    assert data == [sorted(f.name for f in (own/name).iterdir()) for name in ('ort', 'photographs')]
     run(installed/'python', '-c', f'from spot_artifacts import {", ".join(names)}', cwd=tmp_path)
 
 

@@ -15,17 +15,15 @@ from refresh import Client, Failed
 from smalldocs import api, layout
 from smalldocs.config import BuildError, load
 from smalldocs.site import Site
-from spot_artifacts.live import write_live
+from spot_artifacts.live import photographs, write_live
 from spot_artifacts.runs import load_weights
-from spot_artifacts.toy import toy_images
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, OUT, KATEX = ROOT/'nbs', ROOT/'_docs', ROOT/'tools/katex'
 CFG = get_config(cfg_name='settings.ini', path=ROOT)
 BLOB = f'{CFG.git_url}/blob/{CFG.branch}'
 COLAB = f'https://colab.research.google.com/github/{CFG.user}/{CFG.repo}/blob/{CFG.branch}'
-RUN_IT = (f'::: {{{{.run-it}}}}\n[Open in Colab]({COLAB}/nbs/{{0}}) (there, first `!pip install git+{CFG.git_url}`) · '
-          f'[the notebook on GitHub]({BLOB}/nbs/{{0}})\n:::')
+RUN_IT = (f'::: {{{{.run-it}}}}\n[Open in Colab]({COLAB}/nbs/{{0}}) · [the notebook on GitHub]({BLOB}/nbs/{{0}})\n:::')
 
 
 def relink(text):
@@ -35,17 +33,57 @@ def relink(text):
     return LINK.sub(lambda m: m[1] + (target(m[2]) if m[2].startswith('../') else m[2]), text)
 
 
+def muted(text):
+    "A line that says how a result was made steps back behind the result."
+    return re.sub(r'^\*How was this made\?\*.*$', r'::: {.how-made}\n\g<0>\n:::', text, flags=re.MULTILINE)
+
+
+def named_fold(source):
+    "A folded cell, whose summary says what is in it. `#| fold` is for exported cells: Quarto's own would be exported."
+    rest = re.sub(r'^#\| (?:fold|code-fold: true)\n', '', source, flags=re.MULTILINE)
+    if rest == source: return source
+    found = re.findall(r"^(?:def|class) ([A-Za-z]\w*)|^(_?[A-Z]{3,}(?:\['\w+'\])?) \+?=", source, re.MULTILINE)
+    names = list(dict.fromkeys(a or b for a, b in found))
+    summary = ', '.join(names[:4]) + ', ...'*(len(names) > 4)
+    return f'#| code-fold: true\n#| code-summary: "Code{": "*bool(names)}{summary}"\n{rest}'
+
+
 def shown(cell, heading):
     "The cell as the site shows it: without the directives that only nbdev reads, and its pictures with a text."
     if cell.cell_type == 'markdown': cell.source = relink(cell.source)
     if cell.cell_type != 'code': return cell
+    cell.source = named_fold(cell.source)
     cell.source = re.sub(r'^#\|(?! *[\w-]+: ).*\n?', '', cell.source, flags=re.MULTILINE)
     outputs = [o.get('data', {}) for o in cell.outputs]
     for data in outputs:
-        if 'text/markdown' in data: data['text/markdown'] = relink(data['text/markdown'])
-    if any('image/png' in data for data in outputs) and 'fig-alt:' not in cell.source:
+        if 'text/markdown' in data: data['text/markdown'] = muted(relink(data['text/markdown']))
+    if any({'image/png', 'image/jpeg'} & data.keys() for data in outputs) and 'fig-alt:' not in cell.source:
         cell.source = f'#| fig-alt: {json.dumps("Figure: " + heading)}\n{cell.source}'
     return cell
+
+
+def split_heading(text):
+    "Text up to its last heading, and what follows it."
+    lines, fenced, cut = text.split('\n'), False, 0
+    for i, line in enumerate(lines):
+        fenced ^= line.startswith('```')
+        if line.startswith('#') and not fenced: cut = i + 1
+    return '\n'.join(lines[:cut]), '\n'.join(lines[cut:])
+
+
+def beside(cells):
+    "Puts text and the code that follows it into one div, so that a wide window can show them side by side."
+    out, close = [], '\n'.join(['::::::', '', ':::::::'])
+    is_open = False
+    for cell, after in zip(cells, [*cells[1:], None]):
+        if cell.cell_type == 'markdown' and is_open: out, is_open = [*out, new_markdown_cell(close)], False
+        out.append(cell)
+        if cell.cell_type != 'markdown' or after is None or after.cell_type != 'code': continue
+        above, text = split_heading(cell.source)
+        if not text.strip() or re.search(r'^(```|\||!\[|:::)', text, re.MULTILINE): continue     # as wide as it can be
+        cell.source = f'{above}\n\n::::::: {{.pair}}\n\n:::::: {{.said}}\n\n{text}\n\n::::::\n\n:::::: {{.run}}\n'
+        is_open = True
+    return [*out, new_markdown_cell(close)] if is_open else out
 
 
 def notebook_page(path):
@@ -56,22 +94,21 @@ def notebook_page(path):
     heading, number = heading.lstrip('# '), re.match(r'(\d\d\w?)_', path.stem)
     front = dict(title=f'{number[1]} · {heading}' if number else heading, description=summary.strip('> \n'))
     cells = [new_raw_cell(f'---\n{yaml.safe_dump(front, allow_unicode=True, width=1000)}---')]
-    if number: cells.append(new_markdown_cell(RUN_IT.format(path.name)))
+    if path.stem != 'index': cells.append(new_markdown_cell(RUN_IT.format(path.name)))
     for cell in nb.cells:
         if cell.cell_type == 'code' and re.search(r'^#\| *hide\b', cell.source, re.MULTILINE): continue
         title = cell.cell_type == 'markdown' and re.search(r'^#+ (.*)', cell.source, re.MULTILINE)
         if title: heading = title[1]
         cells.append(shown(cell, heading))
-    nb.cells = cells
+    nb.cells = beside(cells) if number else cells
     return nb
 
 
 def live(site):
-    "The page on which you damage a picture, for the package's networks."
-    players = load_weights('photos-32')
-    about = ('These networks learned from 50,000 photographs of 32 x 32 px (CIFAR-10). The pictures offered above are '
-             'drawn, and strange to them.')
-    write_live(players, toy_images(6, players.recipe.size, seed=1).images, site/'live.html', about)
+    "The page on which you damage a picture and play, for the package's networks."
+    about = ('These networks learned from 60,000 photographs of 64 x 64 px (Tiny ImageNet). The pictures offered '
+             'here are not among them.')
+    write_live(load_weights('photos-64'), photographs(), site/'live.html', about, still='game/index.html')
 
 
 def gather(site):

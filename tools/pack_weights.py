@@ -28,8 +28,8 @@ Load them with `load_weights('{name}')`; `.discriminator` has the features.
 |---|{rule}
 {table}
 
-Stored in half precision: {megabytes:.1f} MB. One run, one seed. The networks have seen small images of ten kinds of
-objects; do not use them to decide anything about people, and do not take their verdicts for proof that an image was
+Stored in half precision: {megabytes:.1f} MB. One run, one seed. The networks have seen small photographs of things
+and animals; do not use them to decide anything about people, and do not take their verdicts for proof that an image was
 changed.
 """
 

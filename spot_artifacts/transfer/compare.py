@@ -100,11 +100,12 @@ def _few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds): # as for 
     return (f'logistic regression on frozen {layer} pooled to about {feature_dim} values, l2 {l2:g}; '
             f'{len(random_seeds)} random networks, batch norm calibrated, and the same rescaled; '
             'fine-tuned and scratch: all of C without batch norm and a '
-            f'linear layer on conv5, {steps} steps of Adam from 0.001; {len(seeds)} draws')
+            f'linear layer on conv5, {steps} steps of Adam from 0.001, or ten passes where they are more; '
+            f'{len(seeds)} draws')
 
 def _whole(C, data, test, recipe, steps, seed, device): # a Discriminator; the rest as for `few_labels`
     "Test accuracy of its convolutions and a linear layer, all trained on the labels, percent."
-    epochs = steps*recipe.batch/len(data)
+    epochs = max(10, steps*recipe.batch/len(data))
     return classify(C, data, test, recipe, epochs, 'linear', True, lr=1e-3, seed=seed, device=device)['accuracy']
 
 # %% ../../nbs/32_compare.ipynb #7a2f9c61
@@ -117,7 +118,7 @@ def few_labels(
     seeds=(0, 1, 2),             # for each, another draw and another training from scratch
     layer='conv4',               # whose features the probes get
     l2=.03,                      # their penalty
-    steps=300,                   # of fine-tuning and of training from scratch, whatever the number of labels
+    steps=300,                   # at least, and ten passes, of fine-tuning and of training from scratch
     feature_dim=2300,            # wanted length of the features
     random_seeds=(0, 1, 2),      # one random network each
     device='cpu'                 # where the networks are

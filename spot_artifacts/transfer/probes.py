@@ -198,10 +198,13 @@ def paired_interval(
     b           # {seed: number}
 )->dict:        # `seeds` in common; `mean` of a - b, `low` and `high` of its 95 % interval; None if unknown
     "Difference of two things that were measured with the same seeds, by Student's t."
-    from scipy.stats import ttest_1samp
+    from scipy.stats import t
     d = [a[s] - b[s] for s in a if s in b]
-    low, high = ttest_1samp(d, 0).confidence_interval(.95) if len(d) > 1 else (None, None)
-    return dict(seeds=len(d), mean=float(np.mean(d)) if d else None, low=low and float(low), high=high and float(high))
+    if not d: return dict(seeds=0, mean=None, low=None, high=None)
+    mean, n = float(np.mean(d)), len(d)
+    if n == 1: return dict(seeds=1, mean=mean, low=None, high=None)
+    half = float(t.ppf(.975, n - 1)*np.std(d, ddof=1)/n**.5)
+    return dict(seeds=n, mean=mean, low=mean - half, high=mean + half)
 
 def _scores(accuracies): # percent
     "A layer's entry in the results."

@@ -26,24 +26,26 @@ class FCN(nn.Module):
                  classes,       # how many, background among them
                  width=4096,    # channels of fc6 and fc7
                  dropout=.5,    # after each
-                 skip=False):   # add scores of conv5? FCN-16s, else FCN-32s
+                 skips=0):      # 1: add scores of conv5, FCN-16s; 2: of conv2 too, FCN-8s; 0: FCN-32s
         super().__init__()
         self.convs, self.pool5 = convs, SamePool()
         self.fc67 = nn.Sequential(nn.ZeroPad2d((2, 3, 2, 3)), nn.Conv2d(convs.num_features, width, 6), nn.ReLU(),
                                   nn.Dropout(dropout), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Dropout(dropout))
         kaiming_init(self.fc67)
         self.score = nn.Conv2d(width, classes, 1)
-        self.skip = nn.Conv2d(convs.num_features, classes, 1) if skip else None
-        for m in filter(None, (self.score, self.skip)):
+        channels = dict(conv5=convs.num_features, conv2=convs.conv2.conv.out_channels)
+        self.skips = nn.ModuleDict({name: nn.Conv2d(channels[name], classes, 1) for name in [*channels][:skips]})
+        for m in (self.score, *self.skips.values()):
             nn.init.zeros_(m.weight)
             nn.init.zeros_(m.bias)
 
     def forward(self,
                 x):     # images (N, 3, H, W) in [-1, 1]
         "Logits (N, classes, H, W)."
-        conv5 = self.convs(x)
-        y = self.score(self.fc67(self.pool5(conv5)))
-        if self.skip: y = F.interpolate(y, conv5.shape[-2:], mode='bilinear') + self.skip(conv5)
+        layers = dict(zip(self.convs.layer_names, self.convs.forward_layers(x)))
+        y = self.score(self.fc67(self.pool5(layers['conv5'])))
+        for name, score in self.skips.items():
+            y = F.interpolate(y, layers[name].shape[-2:], mode='bilinear') + score(layers[name])
         return F.interpolate(y, x.shape[-2:], mode='bilinear')
 
 # %% ../../nbs/35_segmentation.ipynb #4202e39f
@@ -84,8 +86,8 @@ def mean_iou(
 
 # %% ../../nbs/35_segmentation.ipynb #6a7c5415
 SEGMENT = dict(
-    paper=dict(steps=100_000, batch=1, lr=1e-4, every=None, width=4096, dropout=.5, decay=5e-4, flip=0., skip=False),
-    small=dict(steps=2000, batch=8, lr=.02, every=700, width=128, dropout=0., decay=5e-4, flip=.5, skip=False))
+    paper=dict(steps=100_000, batch=1, lr=1e-4, every=None, width=4096, dropout=.5, decay=5e-4, flip=0., skips=0),
+    small=dict(steps=2000, batch=8, lr=.02, every=700, width=128, dropout=0., decay=5e-4, flip=.5, skips=0))
 
 @torch.no_grad()
 def voc_confusion(
@@ -109,13 +111,13 @@ def segment_voc(
     seed=0,               # of new layers, order and mirroring
     device='cpu',
     progress=False,       # show a progress bar
-    **changes             # of the preset: steps, batch, lr, every, width, dropout, decay, flip, skip
+    **changes             # of the preset: steps, batch, lr, every, width, dropout, decay, flip, skips
 ):                        # results: `score`, the mean IoU in percent, `classes`, `without`, ...; and the trained `FCN`
     "Segmentation, all layers fine-tuned (Table 3)."
     plan, start = {**SEGMENT[preset], **changes}, perf_counter()
     torch.manual_seed(seed)
     images, classes = some_squares(train, min(train.image(0).shape[1:]), seed=seed), len(train.classes) + 1
-    net = FCN(transfer_convs(discriminator, images, init), classes, plan['width'], plan['dropout'], skip=plan['skip'])
+    net = FCN(transfer_convs(discriminator, images, init), classes, plan['width'], plan['dropout'], skips=plan['skips'])
     with torch.no_grad(): h = torch.cat([net.pool5(net.convs(to_float(x))) for x in images[:100].split(50)])
     rescale_fc(net.fc67, h)
     rows, coins = batch_rows(len(train), plan['batch'], seed), torch.Generator().manual_seed(seed)
@@ -133,18 +135,22 @@ def segment_voc(
 
 # %% ../../nbs/35_segmentation.ipynb #3a1723c3
 def segmentation_figure(
-    net,          # what `segment_voc` trained
+    nets,         # {name: what `segment_voc` trained}
     data,         # `VOCMasks`
     rows=range(6) # which pictures
 ):                # matplotlib figure
-    "Image, truth and prediction, in VOC's colours."
+    "Image, truth and the prediction of each network, in VOC's colours."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(3, len(rows), figsize=(1.5*len(rows), 4.6), layout='constrained', squeeze=False)
+    def predicted(net, image):
+        return net(to_float(image[None]).to(next(net.parameters()).device)).argmax(1)[0].cpu()
+    names = ('image', 'truth', *nets)
+    fig, axes = plt.subplots(len(names), len(rows), figsize=(1.5*len(rows), 1.53*len(names)), layout='constrained',
+                             squeeze=False)
     for i, column in zip(rows, axes.T):
-        image, mask = data.image(i), data.mask(i)
-        with torch.no_grad(): said = net(to_float(image[None]).to(next(net.parameters()).device)).argmax(1)[0].cpu()
-        for ax, picture in zip(column, (image.permute(1, 2, 0), voc_palette()[mask], voc_palette()[said])):
+        image = data.image(i)
+        with torch.no_grad(): masks = [data.mask(i), *(predicted(net, image) for net in nets.values())]
+        for ax, picture in zip(column, (image.permute(1, 2, 0), *(voc_palette()[m] for m in masks))):
             ax.imshow(picture)
             ax.set(xticks=[], yticks=[])
-    for ax, name in zip(axes[:, 0], ('image', 'truth', 'prediction')): ax.set_ylabel(name)
+    for ax, name in zip(axes[:, 0], names): ax.set_ylabel(name)
     return fig

@@ -335,7 +335,7 @@ def toy_voc(
     return Path(root)
 
 # %% ../../nbs/33_voc.ipynb #8be39698
-def _listed_boxes(listing, folder, classes): # CSV; where its files lie; names of folders that are wanted
+def _listed_boxes(listing, classes): # CSV; names of folders that are wanted
     "{file: (label, four numbers)} of a list `file,xmin,ymin,xmax,ymax` whose files lie in a folder for each class."
     found = {}
     try:
@@ -344,34 +344,42 @@ def _listed_boxes(listing, folder, classes): # CSV; where its files lie; names o
                 label = Path(row['file']).parent.name
                 if label not in classes: continue
                 box = tuple(float(row[k]) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
-                found[Path(folder)/row['file']] = classes.index(label), box
+                found[Path(row['file'])] = classes.index(label), box
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
         raise ImagesError(f'{listing}: not a list of file,xmin,ymin,xmax,ymax ({printable(e)}).') from None
     if not found: raise ImagesError(f'{listing}: none of its files lies in a folder of {", ".join(classes)}.')
     return found
+
+def _parts(listed, n): # {file: (label, box)} of `_listed_boxes`; how many of each class in `trainval` and in `test`
+    "[(file, label, box, is it of the test set?)]: files in a folder `val` or `test` are; without any, the first are."
+    apart, seen, out = any(f.parts[0] in ('val', 'test') for f in listed), Counter(), []
+    for file, (label, box) in listed.items():
+        test = file.parts[0] in ('val', 'test') if apart else seen[label, True] < n[1]
+        seen[label, test] += 1
+        if seen[label, test] <= n[test]: out.append((file, label, box, test))
+    return out
 
 def voc_from_boxes(
     root,           # a folder; VOCdevkit is made in it
     listing,        # a CSV file: file, xmin, ymin, xmax, ymax in px from 0, such as Tiny ImageNet's boxes.csv
     folder,         # where its files lie; each in a folder that is its class
     classes,        # {folder: name}: which classes, and what they are called
-    n=200,          # pictures of each class; the first of the list
-    share=1/3       # of them that are the test set
+    n=(200, 50)     # pictures of each class in `trainval` and in `test`, the first of the list
 ) -> Path:          # root
     "A tree like VOC2007 from photographs with one box each, without masks. The pictures are linked, not copied."
     folders, scenes = sorted(classes, key=classes.get), dict(trainval={}, test={})
-    names, seen = [classes[f] for f in folders], Counter()
+    names, no = [classes[f] for f in folders], torch.tensor([False])
+    if odd := [name for name in names if '/' in name]:
+        raise ImagesError(f'{printable(odd[0])}: not the name of a class: VOC names files after it. Leave out the /.')
     with _new_tree(root) as out:
-        for file, (label, (left, top, right, bottom)) in _listed_boxes(listing, folder, folders).items():
-            if seen[label] >= n: continue
-            seen[label] += 1
-            name = f'{label:02}{seen[label]:04}'
+        listed = _parts(_listed_boxes(listing, folders), n)
+        for k, (file, label, (left, top, right, bottom), test) in enumerate(listed):
+            name, file = f'{label:02}{k:06}', Path(folder)/file
             size = _opened(file, 'Take it out of the list.').size
             box = torch.tensor([[left, top, min(right + 1, size[0]), min(bottom + 1, size[1])]])
-            no = torch.tensor([False])
             scene = Scene(size, box, torch.tensor([label]), no, no)
-            scenes['test' if seen[label] <= n*share else 'trainval'][name] = scene
-            (out/'JPEGImages'/f'{name}.jpg').symlink_to(Path(file).absolute())
+            scenes['test' if test else 'trainval'][name] = scene
+            (out/'JPEGImages'/f'{name}.jpg').symlink_to(file.absolute())
             (out/'Annotations'/f'{name}.xml').write_text(_xml(name, scene, names))
         for image_set, found in scenes.items(): _lists(out, image_set, found, names, masks=False)
     return Path(root)

@@ -1,4 +1,4 @@
-"Detection: proposals and their cache, matches by hand and against a plain loop, first steps of both presets."
+"Detection: proposals, matches by hand and against a plain loop, AP against COCO's, first steps of both presets."
 import json, sys
 
 import numpy as np, pytest, torch
@@ -7,8 +7,8 @@ from networks import SMALL
 from spot_artifacts.core import SpotError
 from spot_artifacts.recipe import Recipe, build, seeded_weights
 from spot_artifacts.transfer import detection
-from spot_artifacts.transfer.detection import (FastRCNN, detect_voc, detection_ap, errors_by_kind, match, near_objects,
-                                               proposal_recall, propose)
+from spot_artifacts.transfer.detection import (FastRCNN, detect_voc, detection_ap, error_kinds, errors_by_kind, match,
+                                               near_objects, proposal_recall, propose)
 from spot_artifacts.transfer.voc import Scene, VOCBoxes, toy_voc, transfer_convs
 
 pytest.importorskip('cv2.ximgproc', reason="pip install 'spot_artifacts[cv]'")
@@ -90,6 +90,40 @@ def test_matches_are_those_of_a_plain_loop():
             assert hits[d] == right
 
 
+@pytest.fixture(scope='module')
+def drawn():
+    """60 pictures with objects of three classes that do not overlap, and 300 detections of which some are right.
+
+    Where objects of a class overlap, COCO gives a second detection to the second object, and VOC does not."""
+    g, cells = torch.Generator().manual_seed(0), torch.cartesian_prod(torch.arange(4.), torch.arange(4.))*25
+    scenes, detections = [], []
+    for _ in range(60):
+        k = int(torch.randint(1, 4, (), generator=g))
+        corner = cells[torch.randperm(16, generator=g)[:k]]
+        labels = torch.randint(0, 3, (k,), generator=g)
+        scenes.append(scene(torch.cat([corner, corner + 20], 1).tolist(), labels.tolist(), [False]*k))
+        at = torch.randint(0, k, (5,), generator=g)                            # an object may be found twice
+        shift, said = 6*torch.rand(5, 2, generator=g), torch.randint(0, 3, (5,), generator=g)
+        said = torch.where(torch.rand(5, generator=g) < .7, labels[at], said)
+        boxes = torch.cat([corner[at] + shift, corner[at] + shift + 20], 1)
+        detections.append(found(boxes.tolist(), said.tolist(), torch.rand(5, generator=g).tolist()))
+    return detections, scenes
+
+
+@pytest.mark.parametrize('points, recalls, tolerance', [(11, 11, 1e-4), ('all', 101, 1)])
+def test_average_precision_is_that_of_coco_where_both_must_agree(drawn, points, recalls, tolerance):
+    """No difficult object, no overlap of objects, no equal scores. At the same 11 recalls both agree up to rounding;
+    COCO's own 101 recalls sample a falling curve each .01, so its mean is within a point of the whole area."""
+    from torchmetrics.detection import MeanAveragePrecision
+    thresholds = (torch.linspace(0, 1, recalls, dtype=torch.float64) - 1e-9).tolist()           # .3 is 3 of 10
+    coco = MeanAveragePrecision(iou_thresholds=[.5], rec_thresholds=thresholds, class_metrics=True)
+    detections, scenes = drawn
+    coco.update(detections, [dict(boxes=s.boxes, labels=s.labels) for s in scenes])
+    theirs, ours = coco.compute(), detection_ap(detections, scenes, 'abc', points)
+    assert list(ours['classes'].values()) == pytest.approx((100*theirs['map_per_class']).tolist(), abs=tolerance)
+    assert ours['mean'] == pytest.approx(100*theirs['map_50'].item(), abs=tolerance) and 10 < ours['mean'] < 90
+
+
 def test_kinds_of_errors():
     a, b = [0, 0, 10, 10], [50, 50, 60, 60]
     scenes = [scene([a, b], [0, 1], [False, False])]
@@ -98,6 +132,25 @@ def test_kinds_of_errors():
     moved = found([[6, 0, 16, 10], [80, 0, 90, 10]], [0, 1], [.9, .8])
     assert errors_by_kind([moved], scenes) == {'right': 0, 'place': 1, 'class': 0, 'background': 1}
     assert sum(errors_by_kind([found([a], [0], [.5])], [scene([], [], [])]).values()) == 0
+    assert error_kinds(found([a], [0], [.5]), scene([], [], [])).tolist() == [3], 'nothing there: background'
+    assert error_kinds(found([a, a], [0, 0], [.4, .5]), scene([a], [0], [False])).tolist() == [1, 0], 'found twice'
+    assert error_kinds(found([a], [0], [.5]), scene([a], [0], [True])).tolist() == [-1], 'difficult: not counted'
+    assert error_kinds(found([], [], []), scene([a], [0], [False])).tolist() == []
+
+
+def test_pictures_without_an_object_or_only_with_difficult_ones_or_without_a_proposal(tree, tmp_path, monkeypatch):
+    "They are learned as background, and count no object; a picture without a proposal is proposed as a whole."
+    train, test = (VOCBoxes(tree, part) for part in ('trainval', 'test'))
+    empty, hard = (s._replace(boxes=s.boxes[:k], labels=s.labels[:k], truncated=s.truncated[:k],
+                              difficult=torch.ones(k, dtype=torch.bool)) for s, k in zip(train.scenes, (0, 1)))
+    train.scenes[:2], test.scenes[0] = (empty, hard), hard
+    search = detection._search
+    def none_in_dark(image, mode): return search(image, mode)[:0] if image.float().mean() < 110 else search(image, mode)
+    monkeypatch.setattr(detection, '_search', none_in_dark)
+    with seeded_weights(0): C = build(SMALL).discriminator
+    r, out = detect_voc(C, train, test, 'rescaled', steps=6, width=16, mode='fast', cache=tmp_path)
+    assert len(out) == len(test) and 0 <= r['score'] <= 100 and not set(r['classes']) & set(r['without'])
+    assert set(r['classes']) == {train.classes[k] for s in test.scenes for k in s.labels[~s.difficult]}
 
 
 def test_background_comes_from_near_objects_where_there_are_any():
@@ -125,7 +178,7 @@ def test_first_steps_of_both_presets(tree, tmp_path):
     train, test = VOCBoxes(tree), VOCBoxes(tree, 'test')
     with seeded_weights(0): C, large = (build(r).discriminator for r in (SMALL, Recipe.small(96, width=.05)))
     few = dict(width=16, mode='fast', cache=tmp_path)
-    r, _ = detect_voc(large, train, test, preset='paper', steps=20, scales=(96, 128, 112), **few)
-    assert r['plan']['every'] == 30_000 and r['plan']['largest'] == 1000 and json.dumps(r)
+    r, _ = detect_voc(large, train, test, preset='paper', steps=20, **few)
+    assert r['plan']['every'] == 30_000 and r['plan']['scales'][-1] == 600 and json.dumps(r)
     scores = [detect_voc(C, train, test, 'rescaled', steps=3, **few) for _ in range(2)]
     assert all(a['boxes'].equal(b['boxes']) for a, b in zip(scores[0][1], scores[1][1]))

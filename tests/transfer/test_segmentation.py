@@ -1,4 +1,4 @@
-"Segmentation: first steps of both presets, pictures of several sizes, and the matrix against a plain loop."
+"Segmentation: presets' first steps, pictures of several sizes, the matrix against a plain loop and torchmetrics."
 import json, shutil
 
 import pytest, torch
@@ -27,6 +27,18 @@ def test_confusion_is_what_a_loop_counts_and_borders_are_left_out():
     with pytest.raises(SpotError, match='nothing can be scored'): mean_iou(torch.zeros(2, 2, dtype=torch.long), 'ab')
 
 
+def test_mean_iou_is_that_of_torchmetrics():
+    from torchmetrics.classification import MulticlassJaccardIndex
+    g, names = torch.Generator().manual_seed(0), 'abcde'
+    truth, said = (torch.randint(0, 5, (4, 30, 40), generator=g) for _ in range(2))
+    said = torch.where(torch.rand(said.shape, generator=g) < .6, truth, said)
+    truth[:, ::5], theirs = 255, MulticlassJaccardIndex(5, average=None, ignore_index=255)
+    for t, s in zip(truth, said): theirs.update(s[None], t[None])                  # one image at a time, as we do
+    ours, theirs = mean_iou(sum(confusion(s, t, 5) for t, s in zip(truth, said)), names), 100*theirs.compute()
+    assert list(ours['classes'].values()) == pytest.approx(theirs.tolist(), abs=1e-3)
+    assert ours['mean'] == pytest.approx(theirs.mean().item(), abs=1e-3)
+
+
 def test_padding_changes_no_mask_and_no_picture():
     one, two = (torch.randint(0, 256, (3, *s), dtype=torch.uint8) for s in ((8, 6), (5, 9)))
     x, m = padded([(one, torch.ones(8, 6).long()), (two, torch.ones(5, 9).long())])
@@ -34,13 +46,13 @@ def test_padding_changes_no_mask_and_no_picture():
     assert x[1, :, :5].equal(two/127.5 - 1) and not x[1, :, 5:].any()
 
 
-@pytest.mark.parametrize('skip', [False, True])
-def test_first_steps_of_both_presets(tree, skip):
+@pytest.mark.parametrize('skips', [0, 1, 2])
+def test_first_steps_of_both_presets(tree, skips):
     train, test = VOCMasks(tree), VOCMasks(tree, 'test')
     with seeded_weights(0): C, large = (build(r).discriminator for r in (SMALL, Recipe.small(96, width=.05)))
-    r, net = segment_voc(large, train, test, preset='paper', steps=20, width=16, skip=skip)
+    r, net = segment_voc(large, train, test, preset='paper', steps=20, width=16, skips=skips)
     assert r['plan']['lr'] == 1e-4 and r['plan']['every'] is None and isinstance(net, FCN) and json.dumps(r)
-    small = dict(steps=4, batch=3, width=16, skip=skip)
+    small = dict(steps=4, batch=3, width=16, skips=skips)
     scores = [segment_voc(C, train, test, 'rescaled', seed=seed, **small)[0]['score'] for seed in (0, 0)]
     assert scores[0] == scores[1] and 0 < scores[0] < 100
 

@@ -2,6 +2,7 @@
 import json
 
 import pytest
+from images import write_images
 from networks import SMALL
 
 from spot_artifacts.cli import main
@@ -53,6 +54,25 @@ def test_starts(tree, run):
     with pytest.raises(SpotError): voc_start('nowhere', SMALL, None)
 
 
+@pytest.mark.parametrize('pretext', ['context', 'inpainting', 'jigsaw', 'rotation', 'simclr'])
+def test_the_command_takes_a_run_of_any_pretext_and_names_its_row(tree, tmp_path, capsys, pretext):
+    write_images(tmp_path/'images', 24, 48)
+    few = ['--size', '32', '--width', '.05', '--batch', '8', '--steps', '1', '--device', 'cpu']
+    main(['pretrain', '--images', str(tmp_path/'images'), '--out', str(tmp_path/'run-0'), '--pretext', pretext, *few])
+    main(['voc', '--task', 'segmentation', '--root', str(tree), '--weights', str(tmp_path/'run-0'), '--name', pretext,
+          '--steps', '1', '--device', 'cpu', '--out', str(tmp_path/'voc')])
+    result, = voc_results(tmp_path/'voc')
+    assert (result['name'], result['init']) == (pretext, 'pretrained') and f'{pretext} small' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('task', ['classification', 'segmentation'])
+def test_the_command_trains_a_supervised_start_on_the_objects(tree, run, tmp_path, task):
+    main(['voc', '--task', task, '--root', str(tree), '--weights', 'supervised', '--like', str(run), '--steps', '1',
+          '--device', 'cpu', '--out', str(tmp_path)])
+    result, = voc_results(tmp_path)
+    assert (result['name'], result['init'], result['task']) == ('supervised', 'supervised', task)
+
+
 def test_sets_of_a_task(tree, tmp_path):
     assert [d.name for d in voc_sets('segmentation', tree)] == ['voc2007-trainval', 'voc2007-test']
     with pytest.raises(SpotError, match='2012'): voc_sets('segmentation', tree, 2012)
@@ -62,8 +82,9 @@ def test_sets_of_a_task(tree, tmp_path):
 
 
 def test_the_table_and_its_gains(tmp_path):
-    def write(name, task, seed, score, data='a'):
-        run = dict(name=name, preset='small', task=task, seed=seed, score=score, data=dict(fingerprint=data))
+    def write(name, task, seed, score, data='a', steps=9):
+        run = dict(name=name, preset='small', task=task, seed=seed, score=score, data=dict(fingerprint=data),
+                   plan=dict(steps=steps))
         (tmp_path/f'{name}-{task}-{seed}.json').write_text(json.dumps(run))
     for seed in range(3):
         write('rescaled', 'detection', seed, 10 + seed)
@@ -72,10 +93,14 @@ def test_the_table_and_its_gains(tmp_path):
     (tmp_path/'other.json').write_text('{"task": "other"}')
     runs = voc_results(tmp_path)
     table = voc_table(runs)
-    assert table.loc['mine small', 'detection'] == '17.0 ± 2.0 (n = 3)'
+    assert table.loc['mine small', 'detection'] == '17.0 ± 5.0 (n = 3)'         # 4.303*2/3^.5
+    assert table.loc['mine small - rescaled', 'detection'] == '+6.0 (+3.5 to +8.5, n = 3)'
     assert table.loc['mine small', 'segmentation'] == '50.0' and table.loc['rescaled small', 'classification'] == ''
     gain = voc_gains(runs)
-    assert gain['detection']['mine']['mean'] == 6 and gain['segmentation'] == {}
+    assert gain['detection']['mine small']['mean'] == 6 and gain['segmentation'] == {}
+    write('longer', 'detection', 0, 1., steps=10)
+    with pytest.raises(SpotError, match='differ in length'): voc_results(tmp_path)
+    write('longer', 'detection', 0, 1.)
     write('late', 'detection', 0, 1., 'b')
     with pytest.raises(SpotError, match='different data'): voc_results(tmp_path)
 

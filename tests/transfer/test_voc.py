@@ -1,5 +1,6 @@
 "VOC's files, average precision and classification: bad input, and what needs more than notebook 33 shows."
 import csv, json, shutil
+from pathlib import Path
 
 import numpy as np, pytest, torch
 from images import write_images
@@ -44,10 +45,13 @@ def refused(folder, match, kind=VOCBoxes, image_set='trainval', read=lambda data
     ('</annotation>', '', 'broken XML'),
     ('<annotation>', '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation>', 'document type'),
     ('<annotation>', '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>', 'document type'),
+    ('<annotation>', '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation>', 'document type'),
     ('<annotation>', '<annotation>' + '<a>'*5000 + '</a>'*5000, 'recursion'),
     ('<width>48', '<width>4', 'does not lie in 4 x 48 px'),
     ('<width>48</width>', '', "width' is missing"),
     ('<xmin>', '<xmin>-', 'does not lie in'),
+    ('<ymax>', '<ymax>9', 'does not lie in'),
+    ('<ymin>', '<ymin>4', 'does not lie in'),
     ('<xmin>', '<xmin>x', 'could not convert'),
     ('<bndbox>', '<box>', 'broken XML'),
     ('<name>', '<name>un\u001b', 'broken XML'),
@@ -60,6 +64,24 @@ def test_annotations_that_cannot_be(copy, old, new, match):
 def test_a_picture_of_another_size_than_its_annotation_says(copy):
     edit(first(copy, 'Annotations', '.xml'), '<width>48', '<width>49')
     refused(copy, 'says 49 x 48 px, and .* has 48 x 48', read=lambda data: data.image(0))
+
+
+def test_an_annotation_without_objects_is_a_picture_without_any(copy):
+    file = first(copy, 'Annotations', '.xml')
+    text = file.read_text()
+    file.write_text(text[:text.index('<object>')] + '</annotation>')
+    data = VOCBoxes(copy.parents[1])
+    assert data.scenes[0].boxes.shape == (0, 4) and not data.presence[0].any()
+
+
+def test_a_class_that_no_test_image_has_is_named_and_left_out(copy, tree, C):
+    for file in (copy/'Annotations').glob('1*.xml'):
+        text = file.read_text()
+        for name in ('boat', 'fish'): text = text.replace(f'<name>{name}<', '<name>spider<')
+        file.write_text(text)
+    r, _ = classify_voc(C, VOCBoxes(tree), VOCBoxes(copy.parent, 'test'), steps=1, width=16, crops=1, size=32)
+    assert r['without'] == ['boat', 'fish'] and set(r['classes']) == {'chair', 'person', 'spider'}
+    assert r['score'] == pytest.approx(sum(r['classes'].values())/3)
 
 
 def test_parts_that_are_missing(copy):
@@ -128,14 +150,26 @@ def test_photographs_with_boxes_become_a_tree(tmp_path):
         rows = [(p.relative_to(tmp_path/'in'), 0, 5, 39, 20) for p in sorted((tmp_path/'in').rglob('*.png'))]
         csv.writer(f).writerows([('file', 'xmin', 'ymin', 'xmax', 'ymax'), *rows])
     how = dict(listing=tmp_path/'boxes.csv', folder=tmp_path/'in')
-    voc_from_boxes(tmp_path/'out', classes=dict(n1='dog', n2='cat'), n=3, **how)
+    voc_from_boxes(tmp_path/'out', classes=dict(n1='dog', n2='cat'), n=(2, 1), **how)
     train, test = (VOCBoxes(tmp_path/'out', part) for part in ('trainval', 'test'))
     assert train.classes == ('cat', 'dog') and (len(train), len(test)) == (4, 2)
     assert train.scenes[0].boxes.tolist() == [[0, 5, 40, 21]] and train.image(0).shape == (3, 40, 40)
+    with pytest.raises(SpotError, match='not the name of a class'):
+        voc_from_boxes(tmp_path/'no', classes=dict(n1='a/b'), **how)
     with pytest.raises(SpotError, match='none of its files'): voc_from_boxes(tmp_path/'no', classes=dict(x='y'), **how)
     how['listing'] = tmp_path/'in'/'n1'/'00.png'
     with pytest.raises(SpotError, match='not a list'): voc_from_boxes(tmp_path/'no', classes=dict(n1='y'), **how)
     assert not list(tmp_path.glob('no/**/*.xml'))
+
+
+def test_photographs_in_folders_val_or_test_are_the_test_set(tmp_path):
+    for part in ('train', 'val'): write_images(tmp_path/part, 6, 40, classes=('n1', 'n2'))
+    files = [p.relative_to(tmp_path) for p in sorted(tmp_path.rglob('*.png'))]
+    (tmp_path/'boxes.csv').write_text('file,xmin,ymin,xmax,ymax\n' + ''.join(f'{f},0,5,39,20\n' for f in files))
+    voc_from_boxes(tmp_path/'out', tmp_path/'boxes.csv', tmp_path, dict(n1='dog'), n=(2, 9))
+    train, test = (VOCBoxes(tmp_path/'out', part) for part in ('trainval', 'test'))
+    assert {p.resolve().parts[-3] for p in map(Path, train.files)} == {'train'} and len(train) == 2
+    assert {p.resolve().parts[-3] for p in map(Path, test.files)} == {'val'} and len(test) == 3
 
 
 def test_average_precision_by_hand():
@@ -170,7 +204,7 @@ def test_starts_of_the_convolutions(C, tree):
 def test_first_steps_of_both_presets_and_the_same_numbers_again(C, tree):
     train, test = VOCBoxes(tree), VOCBoxes(tree, 'test')
     with seeded_weights(0): large = build(Recipe.small(96, width=.05)).discriminator      # conv1 has stride 4
-    paper, _ = classify_voc(large, train, test, preset='paper', steps=20, batch=4, width=16, crops=1)
+    paper, _ = classify_voc(large, train, test, preset='paper', steps=20, width=16, crops=1)
     assert paper['plan']['size'] == 227 and paper['plan']['every'] == 10_000 and json.dumps(paper)
     small = dict(steps=6, width=16, crops=2, size=32)
     r, other = (classify_voc(C, train, test, seed=seed, **small)[0] for seed in (0, 1))
