@@ -98,7 +98,7 @@ def psnr(replica,  # (N, 3, H, W)
 # %% ../nbs/11_decoder.ipynb #0f1847bb
 def fit_autoencoder(autoencoder,  # an `AutoEncoder`; trained in place and left in eval mode
                     images,       # uint8 (N, 3, S, S), on the autoencoder's device
-                    steps=800,    # optimizer steps
+                    steps=500,    # optimizer steps
                     bs=16,        # images per step
                     lr=6e-3,      # first learning rate, falls linearly to a hundredth
                     seed=0,       # of the order of the images

@@ -7,7 +7,7 @@ __all__ = ['INDEX', 'FORMAT', 'MIXED', 'engine', 'write_shards', 'read_shard', '
            'has_shards', 'shard_images', 'shards_of', 'blocks', 'ShardDL']
 
 # %% ../nbs/04_shards.ipynb #2eebc813
-import hashlib, io, json, os, sys
+import hashlib, io, json, os, sys, weakref
 from contextlib import closing
 from functools import cached_property, partial
 from itertools import count
@@ -283,13 +283,40 @@ class _Shards(Dataset):
 
 def _as_it_is(item): return item    # an array goes through a pipe; a tensor would use /dev/shm, which may be small
 
+def _pixels(store, wanted, counts, own, seed, start):   # of a `ShardDL`
+    "This process's part of all batches from a step on, (own, 3, S, S) uint8, without end."
+    plan = partial(blocks, counts, own, seed, start, rank() % world_size(), world_size())
+    workers = max(1, min(8, (os.cpu_count() or 1)//world_size()))
+    read = iter(DataLoader(_Shards(store, wanted), None, num_workers=workers, prefetch_factor=1,
+                           sampler=(int(s) for block, *_ in plan() for s in block), collate_fn=_as_it_is,
+                           multiprocessing_context='fork' if sys.platform == 'linux' else None))
+    rest = np.empty((0, 3, store.size, store.size), np.uint8)
+    for block, key, first, last in plan():
+        parts = [rest, *(next(read) for _ in block)]
+        for error in parts:
+            if isinstance(error, SpotError): raise error
+        x, n = np.concatenate(parts), len(rest)
+        del parts
+        mixed = n + np.random.default_rng(key).permutation(len(x) - n)[first:last]
+        order = np.concatenate([np.arange(n), mixed])
+        whole = len(order)//own*own
+        for i in range(0, whole, own): yield torch.from_numpy(x[order[i:i + own]])
+        rest = x[order[whole:]]
+
+class _Reading:
+    "Where the copies of a loader are: the next step, and the batches from there on. Its readers end when it does."
+    step = batches = end = None
+    def go_to(self, step, batches):
+        if self.end: self.end()
+        self.step, self.batches, self.end = step, batches, weakref.finalize(self, batches.close)
+
 class ShardDL(TensorDL):
     "Training batches of a `ShardSet`, in the order of `blocks`."
     start = None                                # step at which to go on; None: after the last one
     def to(self, device):
         self.device, self.labels = torch.device(device), None
         self.g = torch.Generator(self.device).manual_seed(self.seed)
-        self.own, self.now = self.bs//world_size(), dict(step=0, batches=None)   # copies share `now`
+        self.own, self.now = self.bs//world_size(), _Reading()   # copies share `now`
         self.wanted = self.data.store.by_shard(self.data.rows.sort()[0].numpy())
         self.counts = np.array([len(self.wanted.get(s, ())) for s in range(len(self.data.store.counts))])
         if np.sort(self.counts)[:len(self.counts)//world_size()].sum() < max(1, self.own):
@@ -297,31 +324,12 @@ class ShardDL(TensorDL):
                               f'and a batch of {self.bs}. Write smaller ones (--per-shard), or give a smaller batch.')
         return self
 
-    def pixels(self, start):
-        "This process's part of all batches from a step on, (own, 3, S, S) uint8, without end."
-        plan = partial(blocks, self.counts, self.own, self.seed, start, rank() % world_size(), world_size())
-        workers = max(1, min(8, (os.cpu_count() or 1)//world_size()))
-        read = iter(DataLoader(_Shards(self.data.store, self.wanted), None, num_workers=workers, prefetch_factor=1,
-                               sampler=(int(s) for block, *_ in plan() for s in block), collate_fn=_as_it_is,
-                               multiprocessing_context='fork' if sys.platform == 'linux' else None))
-        rest = np.empty((0, *self.data.shape[1:]), np.uint8)
-        for block, key, first, last in plan():
-            parts = [rest, *(next(read) for _ in block)]
-            for error in parts:
-                if isinstance(error, SpotError): raise error
-            x, n = np.concatenate(parts), len(rest)
-            del parts
-            mixed = n + np.random.default_rng(key).permutation(len(x) - n)[first:last]
-            order = np.concatenate([np.arange(n), mixed])
-            whole = len(order)//self.own*self.own
-            for i in range(0, whole, self.own): yield torch.from_numpy(x[order[i:i + self.own]])
-            rest = x[order[whole:]]
-
     def __iter__(self):
-        now, start = self.now, self.now['step'] if self.start is None else self.start
-        if now['batches'] is None or start != now['step']: now.update(step=start, batches=self.pixels(start))
+        now, start = self.now, (self.now.step or 0) if self.start is None else self.start
+        if start != now.step:
+            now.go_to(start, _pixels(self.data.store, self.wanted, self.counts, self.own, self.seed, start))
         for _ in range(self.steps):
-            x = next(now['batches']).to(self.device)
-            now['step'] += 1
+            x = next(now.batches).to(self.device)
+            now.step += 1
             if not self.augment: yield (to_float(x),)
             else: yield (self.augment.apply(x, *map(shard, self.augment.draw(self.bs, self.g, self.device))),)

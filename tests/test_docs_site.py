@@ -164,7 +164,7 @@ def test_code_fits_its_column(page, root, address):
         const code = [...document.querySelectorAll('main pre.sourceCode')]
         return [code.length, code.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText.slice(0, 60))]
     }'''
-    for width in 1300, 1700, 1900:
+    for width in 1300, 1700:
         page.set_viewport_size({'width': width, 'height': 900})
         for file in (root/'nbs').glob('*.ipynb'):
             page.goto(f'{address}{file.stem}.html', wait_until='load')

@@ -38,9 +38,9 @@ def test_comparison_has_every_baseline(net, sets):
 
 
 def test_report_is_whole(net, sets):
-    r = transfer_report(net, SMALL, *sets, labels=60, numbers=(1, 2), steps=2, progress=False, most=2)
+    r = transfer_report(net, SMALL, *sets, 60, random_seeds=(0, 1), numbers=(1, 2), steps=2, progress=False, most=1)
     heads = r['head']['networks']
-    assert list(heads) == NETWORKS[1:] and len(r['head']['epochs']) == 16
+    assert list(heads) == NETWORKS[1:] and len(r['head']['epochs']) == 12
     assert heads['random']['frozen']['sd'] is not None
     assert list(r['knn']['networks']) == list(r['probe']['networks']) == NETWORKS
     assert all(r[k]['protocol'] for k in ('probe', 'knn', 'head', 'few_labels')) and json.dumps(r)
