@@ -29,7 +29,7 @@ test: $(VENV)/dev
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/readme.py --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(VENV)/dev
 	$(BIN)/python tools/soak.py kills

@@ -9,12 +9,6 @@ from images import write_images
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items):
-    "Of several workers (`-n 2 --dist loadgroup`) one has a whole file, or all tests that look at the demo's run."
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group('demo_run' if 'demo_run' in item.fixturenames else item.path.name))
-
-
 @pytest.fixture(scope='session')
 def root():
     "The project's root folder."
