@@ -30,7 +30,7 @@ def used(notebook):
     "Files and folders of nbs/results/ that the notebook's code reads."
     read = [c.source for c in cells(notebook) if c.cell_type == 'code' and 'write_json(' not in c.source]
     code = re.sub('#.*', '', '\n'.join(read))
-    paths = re.findall(r"(?:results/|'(?=[\w-]+/))([\w./-]+)", code)
+    paths = re.findall(r"(?:results/|'(?!results/)(?=[\w-]+/))([\w./-]+)", code)
     return {path for path in paths if (NBS/'results'/path).exists() and path not in ('commands.json', '.')}
 
 
