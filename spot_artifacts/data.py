@@ -340,6 +340,7 @@ class TensorDL:
         return self.source.pixels(i.to(self.source.store.device), self.device)
     @property
     def dataset(self): return self.data     # fastai's name for it
+    def close(self): "Nothing is open."
     def __len__(self): return self.steps
     def __iter__(self):
         order = torch.arange(self.n, device=self.device).split(self.bs)

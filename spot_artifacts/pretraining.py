@@ -63,7 +63,9 @@ def run_phase(
     learn = make([log, TerminateOnNaN(), Checkpoint(out/f'{phase}.ckpt', g), *parallel])
     if resume: learn.checkpoint.restore()
     rows = log.state_dict()['rows']
-    if rounds > len(rows): fit(learn, rounds - len(rows), progress)
+    try:
+        if rounds > len(rows): fit(learn, rounds - len(rows), progress)
+    finally: learn.dls.train.close()
     return log.state_dict()['rows']
 
 # %% ../nbs/28_pretraining.ipynb #d57bbbab

@@ -307,8 +307,11 @@ class _Reading:
     "Where the copies of a loader are: the next step, and the batches from there on. Its readers end when it does."
     step = batches = end = None
     def go_to(self, step, batches):
-        if self.end: self.end()
+        self.close()
         self.step, self.batches, self.end = step, batches, weakref.finalize(self, batches.close)
+    def close(self):
+        if self.end: self.end()
+        self.batches = None
 
 class ShardDL(TensorDL):
     "Training batches of a `ShardSet`, in the order of `blocks`."
@@ -324,9 +327,13 @@ class ShardDL(TensorDL):
                               f'and a batch of {self.bs}. Write smaller ones (--per-shard), or give a smaller batch.')
         return self
 
+    def close(self):
+        "Ends the processes that read; the next batch starts others, and is the one that it would have been."
+        self.now.close()
+
     def __iter__(self):
         now, start = self.now, (self.now.step or 0) if self.start is None else self.start
-        if start != now.step:
+        if not now.batches or start != now.step:
             now.go_to(start, _pixels(self.data.store, self.wanted, self.counts, self.own, self.seed, start))
         for _ in range(self.steps):
             x = next(now.batches).to(self.device)

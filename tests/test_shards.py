@@ -1,5 +1,5 @@
 "Runs on shards: stopped and resumed, in two processes, from the command line. Notebook 04 tests the order."
-import json, sys
+import json, multiprocessing, sys
 from dataclasses import replace
 
 import pytest
@@ -66,7 +66,9 @@ def test_from_folder_to_shards_to_a_run(photos, tmp_path, succeeds, fails):
     labels = [label for file in sorted((tmp_path/'tars').glob('*.tar')) for _, label in read_shard(file)]
     assert sorted(labels) == [0]*12 + [1]*12 and labels != sorted(labels)
     words = ['--images', tmp_path/'tars', '--out', tmp_path/'run', '--width', .05, '--batch', 8, '--device', 'cpu']
+    before = multiprocessing.active_children()
     succeeds('pretrain', '--size', 32, '--steps', 3, *words)
+    assert multiprocessing.active_children() == before, 'the processes that read shards end with their phase'
     results = json.loads((tmp_path/'run/results.json').read_text())
     assert (results['data']['images'], results['data']['name']) == (24, f'{photos.name}-shards-32')
     fails('pretrain', '--size', 64, *words[:2], '--out', tmp_path/'other', says=['side of 32 px', '--size 64'])

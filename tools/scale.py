@@ -66,7 +66,7 @@ def shards(images, n=6000, px=64, batch=128):
             start, data = seconds(lambda: shard_images(out, px))
             dl = ShardDL(data, batch, steps=steps)
             add('shards', start, dl, megabytes(out))
-            dl.now.end()                            # its processes end, and take no time from the others
+            dl.close()                              # its processes end, and take no time from the others
         for name, memory in ('memory', True), ('mapped file', False):
             with another_cache(memory) as cache:
                 start, data = seconds(lambda: folder_images(tmp, px, progress=False))
