@@ -22,7 +22,7 @@ from .data import random_subset, to_float
 from .damage import draw_mask
 from .backbone import LAYERS
 from .recipe import Recipe
-from .runs import check_identity, folder_lock, is_begun, KeepWeights, load_weights
+from .runs import check_identity, folder_lock, is_begun, kept_weights, KeepWeights, load_weights
 from .pretraining import measure, pretrain
 from .transfer.probes import baselines, labelled_set, mean_std, paired_interval, probe
 from .transfer.finetune import classify, supervised
@@ -86,9 +86,8 @@ def learning_curve(
     labels=5000  # images of `train` that the row's own measurement may use; a fifth of them is used here
 )->dict:         # {rounds of the game: {layer: accuracy in percent}}
     "Linear probes of a row after 1, 2, 4, ... rounds."
-    kept = {int(f.stem.split('-')[1]): f for f in Path(folder).glob('weights-*.safetensors')}
     def probed(file): return probe(load_weights(file).discriminator, train, test, max(10, labels//5), (seed,))
-    return {str(n): {layer: p['mean'] for layer, p in probed(kept[n]).items()} for n in sorted(kept)}
+    return {str(n): {layer: p['mean'] for layer, p in probed(file).items()} for n, file in kept_weights(folder).items()}
 
 # %% ../nbs/50_ablations.ipynb #e9366994
 PROTOCOL = 2    # of the measurement, counted up when it changes; 2: calibrated controls, heads trained to a plateau

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'METHODS', 'PROTOCOLS', 'DIR', 'RUN', 'RECIPE', 'FILE', 'NEW_DIR', 'NEW_FILE', 'PROTOCOL', 'PRETEXT',
-           'IMAGES', 'TEXT', 'ROWS', 'TASK', 'PRESET', 'PX', 'WIDTH', 'BATCH', 'COUNT', 'LABELS', 'EPOCHS', 'SEED',
-           'MINUTES', 'COMMANDS', 'Parser', 'number', 'a_path', 'Word', 'next_free', 'claim', 'pick_recipe', 'in_steps',
+           'IMAGES', 'TEXT', 'ROWS', 'TASK', 'PRESET', 'PX', 'WIDTH', 'BATCH', 'COUNT', 'LABELS', 'EPOCHS', 'MINUTES',
+           'SEED', 'COMMANDS', 'Parser', 'number', 'a_path', 'Word', 'next_free', 'claim', 'pick_recipe', 'in_steps',
            'stopped_with', 'timed', 'begun', 'check_new', 'check_same', 'labelled', 'over_draws', 'measures',
            'measure_features', 'means', 'probe_table', 'default_out', 'write_results', 'Verdicts', 'demo', 'parser',
            'explain', 'prepare_streams', 'drop_output', 'on_ctrl_c', 'main']
@@ -84,8 +84,8 @@ IMAGES, TEXT, ROWS = Word(metavar='IMAGE', nargs='+', type=a_path), Word(metavar
 TASK, PRESET = Word(choices=('classification', 'detection', 'segmentation')), Word(choices=('small', 'paper'))
 PX, WIDTH, BATCH = (Word(metavar=m, type=number(kind)) for m, kind in (('PX', int), ('X', float), ('N', int)))
 COUNT, LABELS = (Word(metavar='N', type=number(int, least, 10**9)) for least in (1, 10))
-EPOCHS, SEED = Word(metavar='X', type=number(float, .01, 1e5)), Word(metavar='N', type=number(int, 0, 2**31))
-MINUTES = Word(metavar='X', type=number(float, .01, 1e5))
+EPOCHS = MINUTES = Word(metavar='X', type=number(float, .01, 1e5))
+SEED = Word(metavar='N', type=number(int, 0, 2**31))
 
 # %% ../nbs/60_cli.ipynb #0dcfb6d7
 def _shared(

@@ -69,13 +69,21 @@ def _made(file, make): # a path, or an open file; a function of Pillow's image
 def _one_at_a_time(img): # if it is large
     return _LARGE if img.width*img.height > 2**24 else nullcontext()
 
-def _cut(img, size):
-    "The centred square of an opened image, (3, size, size) uint8, or a string that says why not."
-    if min(img.size) < size: return f'{img.width} x {img.height} px, smaller than {size} px'
+def _too_small(img, size):
+    "Why an opened image is, or nothing."
+    return f'{img.width} x {img.height} px, smaller than {size} px' if min(img.size) < size else ''
+
+def _reduced(img, size, make): # an opened image; px; a function of an RGB image
+    "`make` of the upright image."
     img.draft(None, (2*size, 2*size))               # lets a JPEG decode at 1/2, 1/4 or 1/8 of its size
     with _one_at_a_time(img):
         ImageOps.exif_transpose(img, in_place=True)
-        img = ImageOps.fit(_rgb(img), (size, size))
+        return make(_rgb(img))
+
+def _cut(img, size):
+    "The centred square of an opened image, (3, size, size) uint8, or a string that says why not."
+    if why := _too_small(img, size): return why
+    img = _reduced(img, size, partial(ImageOps.fit, size=(size, size)))
     return torch.from_numpy(np.array(img)).permute(2, 0, 1)
 
 def _square(file, size):
@@ -143,14 +151,16 @@ def _class_of(files, path):
     first = [f.relative_to(path).parts for f in files]
     return [p[0] if len(p) > 1 else None for p in first]
 
+def _with_bar(items, files, progress, total=None): # number of files, of items
+    "The items, with a progress bar if there are many files, and a screen."
+    if not (progress and bars() and files >= 500): return items
+    from fastprogress.fastprogress import progress_bar
+    return progress_bar(items, total=total)
+
 def _decoded(files, one, progress):
     "`one(file)` for each file, in order; a progress bar for a long list, where there is a screen."
     with _strict_pillow(), ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        images = pool.imap(one, files, chunksize=8)
-        if progress and bars() and len(files) >= 500:
-            from fastprogress.fastprogress import progress_bar
-            images = progress_bar(images, total=len(files))
-        yield from images
+        yield from _with_bar(pool.imap(one, files, chunksize=8), len(files), progress, total=len(files))
 
 def _say_skipped(path, n, skipped):
     "One line about the skipped files, on stderr."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Puzzles', 'TABLE5', 'TABLE4', 'permutation_set', 'distances', 'average_and_minimum', 'thin', 'tile_corners',
            'normalise', 'jitter_channels', 'to_grey', 'tiles_in_place', 'JigsawChoices', 'Jigsaw', 'colour_share',
-           'as_bytes', 'shortcut_study', 'agreement']
+           'as_bytes', 'shortcut_study']
 
 # %% ../nbs/43_jigsaw.ipynb #6e286790
 from collections import namedtuple
@@ -207,11 +207,3 @@ def shortcut_study(
         solved = measure(fit_task(task, train), test)['task']
         found[name] = dict({k: 100*solved[k] for k in ('accuracy', 'tiles_in_place')}, **about(task))
     return found | {'random weights': about(baselines(recipe, train, (seed,))['random'][0])}
-
-def agreement(
-    found,            # of `paired_interval`
-    printed           # the difference that the paper prints
-)->str:               # agrees, disagrees, or cannot be told apart
-    "Has a difference the paper's sign? Only one whose 95 % interval excludes 0 has a sign."
-    if found['low'] is None or found['low'] <= 0 <= found['high']: return 'cannot be told apart'
-    return 'agrees' if found['mean']*printed > 0 else 'disagrees'

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOT_BEGUN', 'digest', 'before', 'save_checkpoint', 'load_checkpoint', 'Damaged', 'damaged', 'Checkpoint',
-           'save_weights', 'packaged_weights', 'load_weights', 'load_players', 'KeepWeights', 'free_folder',
-           'folder_lock', 'check_identity', 'is_begun', 'check_shares', 'open_run']
+           'save_weights', 'packaged_weights', 'load_weights', 'load_players', 'KeepWeights', 'kept_weights',
+           'free_folder', 'folder_lock', 'check_identity', 'is_begun', 'check_shares', 'open_run']
 
 # %% ../nbs/26_runs.ipynb #5c9e4de7
 import hashlib, json, math, os, sys, warnings, zipfile
@@ -219,6 +219,13 @@ class KeepWeights(Callback):
         players, was = get_model(self.model), self.model.training
         save_weights(players.eval(), self.folder/f'weights-{n}.safetensors')
         players.train(was)
+
+def kept_weights(
+    folder      # of a run
+)->dict:        # {rounds: file}, in order
+    "What `KeepWeights` left."
+    kept = {int(f.stem.split('-')[1]): f for f in Path(folder).glob('weights-*.safetensors')}
+    return dict(sorted(kept.items()))
 
 # %% ../nbs/26_runs.ipynb #f58934ec
 NOT_BEGUN = ('recipe.json', '.lock')      # what a run leaves that was killed before its first step

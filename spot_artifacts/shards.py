@@ -16,28 +16,24 @@ from pathlib import Path
 # %% ../nbs/04_shards.ipynb #a5da545c
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from .core import bars, DiskError, ImagesError, new_file, rank, shard, SpotError, world_size, write_json
+from .core import DiskError, ImagesError, new_file, rank, shard, SpotError, world_size, write_json
 from .data import ImageSet, random_order, TensorDL, to_float
-from .folders import (_class_of, _decoded, _made, _one_at_a_time, _refuse, _rgb, _say_skipped, _square,
-                                    _strict_pillow, list_images)
+from .folders import (_class_of, _decoded, _made, _one_at_a_time, _reduced, _refuse, _rgb, _say_skipped,
+                                    _square, _strict_pillow, _too_small, _with_bar, list_images)
 
 # %% ../nbs/04_shards.ipynb #b325f936
-def _shrunk(img, size):
-    "An RGB image whose shorter side is `size` px."
-    img.draft(None, (2*size, 2*size))
-    with _one_at_a_time(img):
-        ImageOps.exif_transpose(img, in_place=True)
-        short = min(img.size)
-        return _rgb(img).resize([round(side*size/short) for side in img.size], Image.Resampling.BICUBIC)
+def _shrunk(img, size): # RGB
+    "An image whose shorter side is `size` px."
+    return img.resize([round(side*size/min(img.size)) for side in img.size], Image.Resampling.BICUBIC)
 
 def _packed(img, file, size):
     "What a shard holds of an opened image file: (bytes, kind, shorter side in px), or a string that says why not."
     short = min(img.size)
-    if size and short < size: return f'{img.width} x {img.height} px, smaller than {size} px'
+    if size and (why := _too_small(img, size)): return why
     if size and short > size:
-        _shrunk(img, size).save(jpeg := io.BytesIO(), 'JPEG', quality=95)
+        _reduced(img, size, partial(_shrunk, size=size)).save(jpeg := io.BytesIO(), 'JPEG', quality=95)
         return jpeg.getvalue(), 'jpg', size
     with _one_at_a_time(img): _rgb(img)
     return Path(file).read_bytes(), img.format.lower().replace('jpeg', 'jpg'), short
@@ -92,12 +88,9 @@ def write_shards(
     classes = sorted(set(of)) if None not in of else []
     order, shards, why, short = random_order(len(files), 0).tolist(), [], {}, []
     parts = [order[i:i + per_shard] for i in range(0, len(order), per_shard)]
-    if progress and bars() and len(files) >= 500:
-        from fastprogress.fastprogress import progress_bar
-        parts = progress_bar(parts)
     try:
         _new_place(out)
-        for k, part in enumerate(parts):
+        for k, part in enumerate(_with_bar(parts, len(files), progress)):
             with closing(_decoded([files[i] for i in part], partial(_pack, size=size), False)) as packed:
                 found = [*zip(part, packed)]
             why.update((files[i], p) for i, p in found if isinstance(p, str))

@@ -10,13 +10,14 @@ from test_context import Stop
 from spot_artifacts.context import cut
 from spot_artifacts.core import SpotError
 from spot_artifacts.data import to_float
-from spot_artifacts.jigsaw import (Jigsaw, JigsawChoices, TABLE5, agreement, as_bytes, average_and_minimum,
+from spot_artifacts.jigsaw import (Jigsaw, JigsawChoices, TABLE5, as_bytes, average_and_minimum,
                                    colour_share, distances, jitter_channels, normalise, permutation_set,
                                    shortcut_study, thin, tile_corners, tiles_in_place, to_grey)
 from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import build
 from spot_artifacts.runs import load_weights
 from spot_artifacts.toy import toy_images
+from spot_artifacts.transfer.probes import held_against
 
 TINY = JigsawChoices.small(32, width=.05, permutations=10, fc6=8, fc7=8, batch=8, epochs=3., bf16=False)
 
@@ -139,7 +140,7 @@ def test_colour_is_what_a_grey_image_does_not_excite():
     (-1., 2., 5., 'cannot be told apart'), (None, None, 5., 'cannot be told apart')])
 def test_only_an_interval_without_zero_has_a_sign(low, high, printed, says):
     mean = None if low is None else (low + high)/2
-    assert agreement(dict(mean=mean, low=low, high=high), printed) == says
+    assert held_against(dict(mean=mean, low=low, high=high), printed) == says
 
 
 def test_command(images, tmp_path, succeeds):

@@ -15,7 +15,7 @@ from spot_artifacts.core import provenance, write_json
 from spot_artifacts.folders import folder_images
 from spot_artifacts.pretraining import pretrain
 from spot_artifacts.recipe import Recipe
-from spot_artifacts.runs import KeepWeights, load_weights
+from spot_artifacts.runs import kept_weights, KeepWeights, load_weights
 from spot_artifacts.transfer.probes import baselines, probe
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs/results/recipe-search'
@@ -68,7 +68,7 @@ def trial(name, images, test, runs):
     shared = autoencoder(recipe, images, runs)
     out, seconds = train(images, recipe, runs/name, autoencoder=shared, cbs=KeepWeights(runs/name))
     rows = log(out)
-    kept = {int(f.stem.split('-')[1]): f for f in out.glob('weights-*.safetensors')} | {len(rows): out}
+    kept = kept_weights(out) | {len(rows): out}
     curve = [dict(rows[n - 1], probe=probed(load_weights(file).discriminator, images, test))
              for n, file in sorted(kept.items())]
     return dict(provenance(images, 'cpu'), recipe=asdict(recipe), changes=TRIALS[name], seconds=dict(game=seconds),

@@ -104,9 +104,9 @@ def _few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds): # as for 
             f'{len(seeds)} draws')
 
 def _whole(C, data, test, recipe, steps, seed, device): # a Discriminator; the rest as for `few_labels`
-    "Test accuracy of its convolutions and a linear layer, all trained on the labels, percent."
+    "Its convolutions and a linear layer, all trained on the labels: what `classify` returns."
     epochs = max(10, steps*recipe.batch/len(data))
-    return classify(C, data, test, recipe, epochs, 'linear', True, lr=1e-3, seed=seed, device=device)['accuracy']
+    return classify(C, data, test, recipe, epochs, 'linear', True, lr=1e-3, seed=seed, device=device)
 
 # %% ../../nbs/32_compare.ipynb #7a2f9c61
 def few_labels(
@@ -141,7 +141,7 @@ def few_labels(
                 found[name][i] += [score(net, data, xt) for net, xt in zip(group, tests[name])]
             with seeded_weights(seed): new = as_network(build(recipe)).to(device)
             for name, net in {'fine-tuned': C, 'scratch': new}.items():
-                found[name][i].append(_whole(net, data, test, recipe, steps, seed, device))
+                found[name][i].append(_whole(net, data, test, recipe, steps, seed, device)['accuracy'])
     def columns(runs): return {k: [mean_std(r)[k] for r in runs] for k in ('mean', 'sd')}
     networks = {name: dict(columns(runs), seeds=runs) for name, runs in found.items()}
     return dict(protocol=_few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds), numbers=list(numbers),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pool_to', 'as_network', 'layer_names', 'forward_layers', 'layer_features', 'grids', 'TorchProbe', 'fit_probe',
-           'choose_l2', 'labelled_set', 'mean_std', 'paired_interval', 'probe', 'as_frame', 'RawPixels', 'calibrate',
-           'rescale', 'baselines', 'knn', 'knn_probe', 'KNNMonitor']
+           'choose_l2', 'labelled_set', 'mean_std', 'paired_interval', 'held_against', 'probe', 'as_frame', 'RawPixels',
+           'calibrate', 'rescale', 'baselines', 'knn', 'knn_probe', 'KNNMonitor']
 
 # %% ../../nbs/30_probes.ipynb #3a8e6519
 from copy import deepcopy
@@ -205,6 +205,14 @@ def paired_interval(
     if n == 1: return dict(seeds=1, mean=mean, low=None, high=None)
     half = float(t.ppf(.975, n - 1)*np.std(d, ddof=1)/n**.5)
     return dict(seeds=n, mean=mean, low=mean - half, high=mean + half)
+
+def held_against(
+    found,      # of `paired_interval`
+    printed     # the difference that the paper prints
+)->str:         # agrees, disagrees, or cannot be told apart
+    "Has a difference the paper's sign? Only one whose 95 % interval excludes 0 has a sign."
+    if found['low'] is None or found['low'] <= 0 <= found['high']: return 'cannot be told apart'
+    return 'agrees' if found['mean']*printed > 0 else 'disagrees'
 
 def _scores(accuracies): # percent
     "A layer's entry in the results."
