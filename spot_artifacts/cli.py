@@ -843,17 +843,21 @@ def cmd_pretexts(
     width:WIDTH=.25,         # channels of the backbone as a multiple of AlexNet's
     epochs:EPOCHS=10.,       # passes over the images, all phases of a pretext together
     labels:LABELS=1000,      # labelled images that the classifiers may learn from, or all there are
+    # folder of runs of this command, whose seconds say how many epochs a pretext gets in the minutes that the slowest
+    # needs for its own (default: the same epochs for all)
+    minutes_of:DIR=None,
     more=False,              # nearest neighbours, and ten labels of each class, too (default: linear probes only)
     out:DIR='runs/pretexts', # folder of all runs; what is finished there is not run again, what was stopped goes on
     strict=False,
     device='auto'
 ):
     "Train other pretexts beside this one, with the same budget, and compare their features."
-    from spot_artifacts.side_by_side import (Setup, compare_pretexts, measure_more, plot_gains, system_recipe,
-                                             system_rows, systems_markdown)
+    from spot_artifacts.side_by_side import (Setup, compare_pretexts, load_runs, measure_more, plot_gains, same_minutes,
+                                             system_recipe, system_rows, systems_markdown)
     from spot_artifacts.toy import toy_images
     check_out(out, data)
-    device, setup, out = pick_device(device), Setup(size, width, epochs, labels), Path(out)
+    times = same_minutes(load_runs(minutes_of)) if minutes_of else None
+    device, setup, out = pick_device(device), Setup(size, width, epochs, labels, times), Path(out)
     system_recipe('artifacts', setup)       # says what is wrong with size or width before images are read
     if data: train, test = labelled(data, None, size, 0, strict)                # the same images whatever the seed
     else: train, test = toy_images(10_000, size, 0), toy_images(2_000, size, 1)

@@ -6,7 +6,7 @@
 __all__ = ['System', 'SYSTEMS', 'REFERENCES', 'AUTOENCODER', 'MEASUREMENT', 'IN_COMMON', 'MORE', 'FEW', 'STEPS', 'Setup',
            'system_recipe', 'run_identity', 'EncoderLayers', 'compare_pretexts', 'read_run', 'load_runs', 'gain',
            'system_rows', 'systems_markdown', 'plot_gains', 'measure_more', 'load_more', 'measured_as', 'best_layer',
-           'best_gain', 'ranking', 'least_seconds', 'plot_seconds']
+           'best_gain', 'ranking', 'least_seconds', 'same_minutes', 'plot_seconds']
 
 # %% ../nbs/44_side_by_side.ipynb #c4400901
 import json, sys
@@ -56,6 +56,7 @@ class Setup:
     width: float = .25      # of the backbone; 1 is AlexNet's
     epochs: float = 10.     # of all phases together
     labels: int = 1000      # that the probes and the supervised network may use
+    times: dict|None = None # {system: its epochs as a multiple of `epochs`}; None: the same number of images for all
 
 AUTOENCODER = .2            # its share of the epochs
 
@@ -68,9 +69,10 @@ def system_recipe(
     if name not in SYSTEMS: raise SpotError(f'no system {name!r}: use {", ".join(SYSTEMS)}')
     choices = PRETEXTS[name].Recipe
     preset = choices.photos if name == 'artifacts' else choices.small
-    recipe = preset(setup.size, width=setup.width, epochs=setup.epochs, seed=seed)
+    epochs = setup.epochs*(setup.times or {}).get(name, 1)
+    recipe = preset(setup.size, width=setup.width, epochs=epochs, seed=seed)
     if not hasattr(recipe, 'ae_epochs'): return recipe
-    return replace(recipe, ae_epochs=AUTOENCODER*setup.epochs, epochs=(1 - AUTOENCODER)*setup.epochs)
+    return replace(recipe, ae_epochs=AUTOENCODER*epochs, epochs=(1 - AUTOENCODER)*epochs)
 
 # %% ../nbs/44_side_by_side.ipynb #c4400010
 MEASUREMENT = 1    # of the measurement, counted up when it changes
@@ -85,6 +87,7 @@ def run_identity(
     "All that the numbers of a run depend on."
     recipe = system_recipe(name if name in SYSTEMS else 'artifacts', setup, seed).to_dict()
     about = dict(asdict(setup), labels=min(setup.labels, len(train)))
+    if not setup.times: del about['times']
     return json.loads(json.dumps(dict(pretext=name, seed=seed, protocol=MEASUREMENT, setup=about, recipe=recipe,
                                       train=train.fingerprint, test=test.fingerprint)))
 
@@ -257,7 +260,7 @@ def plot_gains(
                     lw=1, capsize=2, color='black' if r['name'] == 'artifacts' else f'C{i}', label=r['title'])
     ax.axhline(0, color='grey', lw=.8)
     ax.set(xticks=range(5), xticklabels=LAYERS, ylabel='points above random', title='linear probes')
-    fig.legend(loc='outside right upper', fontsize=8, frameon=False)
+    if shown: fig.legend(loc='outside right upper', fontsize=8, frameon=False)
     return fig
 
 # %% ../nbs/44_side_by_side.ipynb #e3fb17b8
@@ -337,6 +340,15 @@ def least_seconds(
     "Seconds of training, of the seed for which it took the least: other programs on the machine only add."
     took = [(r['pretext'], r['seconds']['training']) for r in results if r['pretext'] in SYSTEMS]
     return {name: min(s for n, s in took if n == name) for name, _ in took}
+
+def same_minutes(
+    results     # of `load_runs`, all with the same number of images
+)->dict:        # for `Setup.times`: {name of a system: 1 or more}
+    "How often each system could have done its epochs while the slowest did its own."
+    took = least_seconds(results)
+    if any('times' in r['identity']['setup'] for r in results): raise SpotError('these runs had the same minutes already')
+    if len(took) < 2: raise SpotError('seconds of two systems or more are needed to give all the same minutes')
+    return {name: round(max(took.values())/seconds, 2) for name, seconds in took.items()}
 
 def plot_seconds(
     results     # of `load_runs`

@@ -11,7 +11,7 @@ from spot_artifacts.core import RunError, SpotError
 from spot_artifacts.runs import folder_lock
 from spot_artifacts.side_by_side import (REFERENCES, SYSTEMS, Setup, best_gain, best_layer, compare_pretexts, gain,
                                          least_seconds, load_more, load_runs, measured_as, plot_gains, plot_seconds,
-                                         ranking, read_run, system_rows, systems_markdown)
+                                         ranking, read_run, same_minutes, system_rows, systems_markdown)
 from spot_artifacts.toy import toy_images
 
 TINY = ['--size', '32', '--width', '.05', '--epochs', '1', '--labels', '40', '--device', 'cpu']
@@ -102,6 +102,25 @@ def test_neighbours_and_few_labels_of_what_is_finished(copy, monkeypatch, capsys
 def test_another_budget_does_not_mix(finished, capsys, option, says):
     out, command = finished
     assert says in refused([*command, option, '20' if option == '--labels' else '2'], capsys)
+
+
+def test_the_same_minutes(copy, tmp_path, capsys):
+    out, command = copy
+    times = same_minutes(load_runs(out))
+    assert set(times) == set(SYSTEMS) and min(times.values()) == 1
+    base = tmp_path/'base'
+    base.mkdir()
+    for name, seconds in (('jigsaw', 20.), ('rotation', 10.)):
+        r = json.loads((out/f'{name}-0.json').read_text())
+        (base/f'{name}-0.json').write_text(json.dumps(dict(r, seconds=dict(r['seconds'], training=seconds))))
+    for file in (out/'rotation-0.json', out/'rotation-0'): shutil.rmtree(file) if file.is_dir() else file.unlink()
+    same = [str(tmp_path/'minutes') if word == str(out) else word for word in command]
+    main([*same, '--names', 'rotation', '--minutes-of', str(base)])
+    r = json.loads((tmp_path/'minutes'/'rotation-0.json').read_text())
+    assert r['recipe']['epochs'] == 2 and r['identity']['setup']['times'] == dict(jigsaw=1, rotation=2)
+    assert 'another setup: times' in refused([*command, '--names', 'rotation', '--minutes-of', str(base)], capsys)
+    assert 'had the same minutes already' in refused([*same, '--minutes-of', str(tmp_path/'minutes')], capsys)
+    assert 'two systems or more' in refused([*same, '--minutes-of', str(tmp_path)], capsys)
 
 
 def test_a_damaged_result_is_named_and_kept(copy, capsys):
