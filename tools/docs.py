@@ -1,7 +1,8 @@
 """Build the site in _docs/: the notebooks with their saved outputs, the guides, and a page for each module.
 
 Needs neither Quarto nor the network. Only notebooks with an `#| exec_doc` cell are run: they show results files."""
-import dataclasses, json, re, shutil, sys, tempfile
+import ast, dataclasses, json, re, shutil, sys, tempfile
+from itertools import groupby
 from pathlib import Path
 
 if sys.version_info < (3, 11):
@@ -46,6 +47,26 @@ def named_fold(source):
     names = list(dict.fromkeys(a or b for a, b in found))
     summary = ', '.join(names[:4]) + ', ...'*(len(names) > 4)
     return f'#| code-fold: true\n#| code-summary: "Code{": "*bool(names)}{summary}"\n{rest}'
+
+
+def only_imports(cell):
+    "Is it a cell of imports and of nothing else?"
+    try: lines = ast.parse(cell.source).body if cell.cell_type == 'code' else []
+    except SyntaxError: return False        # a line for the shell
+    return bool(lines) and all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in lines)
+
+
+def folded_imports(cells):
+    "Cells of imports that follow one another become one, which is folded."
+    out = []
+    for imports, group in groupby(cells, only_imports):
+        group = list(group)
+        if imports:
+            lines = '\n'.join(re.sub(r'^#\|.*\n', '', cell.source, flags=re.MULTILINE) for cell in group)
+            group = group[:1]
+            group[0].source = f'#| code-fold: true\n#| code-summary: "Code: imports"\n{lines}'
+        out += group
+    return out
 
 
 def shown(cell, heading):
@@ -100,6 +121,7 @@ def notebook_page(path):
         title = cell.cell_type == 'markdown' and re.search(r'^#+ (.*)', cell.source, re.MULTILINE)
         if title: heading = title[1]
         cells.append(shown(cell, heading))
+    cells = folded_imports(cells)
     nb.cells = beside(cells) if number else cells
     return nb
 
