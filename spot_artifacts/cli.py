@@ -485,7 +485,8 @@ def measure_features(
     first, recipe = drawn[seeds[0]], net.recipe
     nets, took = contenders(net, recipe, train, first, range(random), device)
     if protocol in ('fc', 'conv5', 'finetune'): del nets['pixels']
-    found = measure_all(nets, measures(recipe, train, test, drawn, labels, values, epochs, device, runs)[protocol])
+    def measure(drawn): return measures(recipe, train, test, drawn, labels, values, epochs, device, runs)[protocol]
+    found = measure_all(nets, measure(drawn), measure({seeds[0]: first}))
     if runs: done.update(words=runs[0]['protocol'], epochs=[run['epochs'] for run in runs])
     return found, dict(done, labels=len(first), supervised=took)
 

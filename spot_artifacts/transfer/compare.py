@@ -35,12 +35,14 @@ def contenders(
 
 def measure_all(
     networks,   # what `contenders` returns
-    measure     # network -> {layer: {'seeds': [accuracies in percent]}}
+    measure,    # network -> {layer: {'seeds': [accuracies in percent]}}
+    own=None    # the same on the labels that the supervised network has learned from alone: with others it would have
+                # more than the rest; None: `measure` has no others
 )->dict:        # name: {layer: `mean`, `sd` (ddof 1; None for a single number) and `seeds`, all accuracies}
     "The same measurement of all networks."
     out = {}
     for name, nets in ((name, nets) for name, nets in networks.items() if nets):
-        runs = [measure(net) for net in nets]
+        runs = [(own if own and name == 'supervised' else measure)(net) for net in nets]
         seeds = {layer: [float(a) for r in runs for a in r[layer]['seeds']] for layer in runs[0]}
         out[name] = {layer: dict(mean_std(a), seeds=a) for layer, a in seeds.items()}
     return out
@@ -50,7 +52,7 @@ def _probe_protocol(solver, feature_dim, labels, seeds, random_seeds, took): # a
     "In words."
     return (f'logistic regression ({solver}) on frozen layers pooled to about {feature_dim} values and standardised; '
             f'{labels} labels, {len(seeds)} draws of them; {len(random_seeds)} random networks, batch norm calibrated, '
-            f'and the same rescaled; supervised: {words_of(took)}, on the first draw; whole test images')
+            f'and the same rescaled; supervised: {words_of(took)}, on the first draw alone; whole test images')
 
 def compare(
     discriminator,           # a run folder, weights, TwoPlayers or a trained Discriminator
@@ -58,7 +60,7 @@ def compare(
     train,                   # labelled images to draw from, see `labelled_set`
     test,                    # labelled images
     labels=3000,             # number of labelled images that any of them may use
-    seeds=(0, 1),            # one draw of the labelled images each; the supervised network learns from the first
+    seeds=(0, 1),            # one draw of the labelled images each; the supervised network has the first alone
     random_seeds=(0, 1, 2),  # one random network each
     feature_dim=2300,        # wanted length of the features
     solver='sklearn',        # 'sklearn', or 'torch' for a GPU
@@ -71,8 +73,8 @@ def compare(
     train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size, held_out=True)
     start, shown = perf_counter(), random_subset(train, labels, seeds[0])
     networks, took = contenders(C, recipe, train, shown, random_seeds, device, progress, most)
-    def measure(net): return probe(net, train, test, labels, seeds, feature_dim, solver, device)
-    found = measure_all(networks, measure)
+    def measure(seeds): return lambda net: probe(net, train, test, labels, seeds, feature_dim, solver, device)
+    found = measure_all(networks, measure(seeds), measure(seeds[:1]))
     return dict(protocol=_probe_protocol(solver, feature_dim, len(shown), seeds, random_seeds, took), networks=found,
                 labels=len(shown), seeds=list(seeds), random_seeds=list(random_seeds),
                 random_networks=len(random_seeds), supervised=took, feature_dim=feature_dim, solver=solver,
@@ -87,7 +89,8 @@ def per_class(
 )->ImageSet:    # n*classes images
     "As many images of each class, in random order."
     order = random_order(len(data), seed)
-    found = [order[data.labels[order] == c][:n] for c in range(len(data.classes))]
+    by_class = order[data.labels[order].argsort(stable=True)]
+    found = [of_class[:n] for of_class in by_class.split(data.labels.bincount(minlength=len(data.classes)).tolist())]
     few = min(map(len, found))
     if not 1 <= n <= few:
         raise ImagesError(f'{data.name}: a class has {few} images, and {n} are wanted. '
@@ -105,7 +108,7 @@ def _few_protocol(layer, feature_dim, l2, random_seeds, steps, seeds): # as for 
 
 def _whole(C, data, test, recipe, steps, seed, device): # a Discriminator; the rest as for `few_labels`
     "Its convolutions and a linear layer, all trained on the labels: what `classify` returns."
-    epochs = max(10, steps*recipe.batch/len(data))
+    epochs = max(10, steps*min(recipe.batch, len(data))/len(data))
     return classify(C, data, test, recipe, epochs, 'linear', True, lr=1e-3, seed=seed, device=device)
 
 # %% ../../nbs/32_compare.ipynb #7a2f9c61
@@ -187,8 +190,9 @@ def transfer_report(
     learned = {name: group for name, group in nets.items() if name != 'pixels'}
     linear = f'logistic regression on frozen layers; {labels} labels, {len(seeds)} draws'
     near = f'20 nearest neighbours by cosine, T = 0.07, among {len(shown)} images'
+    def probes(seeds): return lambda net: probe(net, train, test, labels, seeds)
     return dict(
-        probe=dict(protocol=linear, networks=measure_all(nets, lambda net: probe(net, train, test, labels, seeds))),
+        probe=dict(protocol=linear, networks=measure_all(nets, probes(seeds), probes(seeds[:1]))),
         knn=dict(protocol=near, networks=measure_all(nets, lambda net: knn_probe(net, shown, test))),
         head=_heads(learned, shown, test, recipe, device, most),
         few_labels=few_labels(C, recipe, train, test, numbers, seeds, steps=steps, random_seeds=random_seeds,

@@ -83,10 +83,11 @@ class UntilPlateau(Callback):
 # %% ../../nbs/31_finetune.ipynb #7b9f2c14
 def _plateau_learner_parts(learned, held, recipe, lr, most, device): # ImageSets; the rest as for `train_on_labels`
     "Loaders, callback, rounds and steps at most."
-    steps = max(1, round(most*len(learned)/recipe.batch))
-    a_round = min(steps, max(50, len(learned)//recipe.batch))
-    augment = get_dls(learned, held, recipe, 1, recipe.batch, device=device)[0].train.augment
-    dls = spot_dls(learned, held, recipe.size, recipe.batch, augment, a_round, recipe.seed, device)
+    batch = min(recipe.batch, len(learned))
+    steps = max(1, round(most*len(learned)/batch))
+    a_round = min(steps, max(50, len(learned)//batch))
+    augment = get_dls(learned, held, recipe, 1, batch, device=device)[0].train.augment
+    dls = spot_dls(learned, held, recipe.size, batch, augment, a_round, recipe.seed, device)
     rounds = -(-steps//a_round)
     return dls, UntilPlateau(lr), rounds, rounds*a_round
 
@@ -117,7 +118,7 @@ def train_on_labels(
     learn = Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=cbs)
     fit(learn, rounds, progress)
     if epochs is not None: return model.module.eval(), dict(epochs=epochs)
-    best, passes = callback.best, recipe.batch/len(learned)
+    best, passes = callback.best, min(1, recipe.batch/len(learned))
     return model.module.eval(), dict(
         epochs=round(learn.step*passes, 1), best_epoch=round(best['step']*passes, 1), plateau=callback.plateau,
         validation_images=len(held), validation_loss=best['loss'], validation_accuracy=best['accuracy'])

@@ -372,7 +372,9 @@ def baselines(
     seeds=(0, 1, 2), # one random network each, with and without rescaling
     device='cpu'     # where the networks are
 )->dict:             # name: list of networks in eval mode
-    "What has learned nothing: raw pixels; random networks, calibrated; the same rescaled, then calibrated."
+    """What has learned nothing: raw pixels; random networks, calibrated; the same rescaled, then calibrated. They see
+    2,000 images, drawn at random: those of a folder come class by class."""
+    if len(images) > 2000: images = images[random_order(len(images), 0)[:2000]]
     def fresh(seed):
         with seeded_weights(seed): return as_network(build(recipe)).to(device)
     return dict(pixels=[RawPixels()], random=[calibrate(fresh(s), images) for s in seeds],
@@ -411,7 +413,7 @@ def knn_probe(
 
 # %% ../../nbs/30_probes.ipynb #b6314ba7
 class KNNMonitor(Callback):
-    "After each epoch of the game, the accuracy of nearest neighbours on one of C's layers: a column of the log."
+    "After each round of the game, the accuracy of nearest neighbours on one of C's layers: a column of the log."
     def __init__(self,
                  train,            # labelled ImageSet of some hundred images
                  test,             # labelled ImageSet of some hundred other images

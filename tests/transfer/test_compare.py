@@ -5,6 +5,7 @@ import pytest, torch
 from networks import SMALL
 
 from spot_artifacts.core import SpotError
+from spot_artifacts.transfer import compare as compare_module
 from spot_artifacts.transfer.compare import compare, few_labels, measure_all, per_class, transfer_report
 from spot_artifacts.transfer.probes import as_frame, knn_probe, probe
 
@@ -23,12 +24,20 @@ def test_few_labels(net, sets):
     with pytest.raises(SpotError, match='a class has 20 images, and 21 are wanted'): per_class(sets[0], 21)
 
 
+def test_few_images_take_the_steps_that_were_asked_for(net, sets, monkeypatch):
+    monkeypatch.setattr(compare_module, 'classify', lambda *args, **how: args[4])
+    assert SMALL.batch > 10
+    assert compare_module._whole(net, per_class(sets[0], 1), None, SMALL, 60, 0, 'cpu') == 60
+    few = sets[0][:2*SMALL.batch]
+    assert compare_module._whole(net, few, None, SMALL, 60, 0, 'cpu') == 30
+
+
 def test_comparison_has_every_baseline(net, sets):
     how = dict(labels=100, seeds=(0, 1), feature_dim=200)
     r = compare(net, SMALL, *sets, **how, random_seeds=(0, 1), progress=False, most=2)
     nets = r['networks']
     assert list(nets) == NETWORKS and set(nets['pixels']) == {'pixels'} and json.dumps(r)
-    assert [len(nets[n]['conv3' if n != 'pixels' else 'pixels']['seeds']) for n in nets] == [2, 4, 4, 2, 2]
+    assert [len(nets[n]['conv3' if n != 'pixels' else 'pixels']['seeds']) for n in nets] == [2, 4, 4, 2, 1]
     assert r['random_networks'] == 2 and '2 random networks' in r['protocol'] and r['supervised']['epochs'] > 0
     alone = probe(net, *sets, **how)
     assert nets['pretrained']['conv5']['seeds'] == alone['conv5']['seeds']

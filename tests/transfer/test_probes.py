@@ -19,8 +19,8 @@ from spot_artifacts.recipe import Recipe, build
 from spot_artifacts.runs import save_weights
 from spot_artifacts.transfer import probes
 from spot_artifacts.transfer.finetune import probe_sgd, transfer_body
-from spot_artifacts.transfer.probes import (KNNMonitor, TorchProbe, as_frame, as_network, calibrate, fit_probe, knn,
-                                            knn_probe, labelled_set, probe, rescale)
+from spot_artifacts.transfer.probes import (KNNMonitor, TorchProbe, as_frame, as_network, baselines, calibrate,
+                                            fit_probe, knn, knn_probe, labelled_set, probe, rescale)
 
 
 def means(results): return {layer: r['mean'] for layer, r in results.items()}
@@ -131,6 +131,14 @@ def test_controls_take_mapped_images_and_leave_weights_alone(net, sets, tmp_path
     calibrated = calibrate(deepcopy(net), sets[0], n=50)
     assert all(p.equal(q) for p, q in zip(net.parameters(), calibrated.parameters()))
     assert not unmoved(calibrated, before)
+
+
+def test_controls_see_images_of_all_classes(monkeypatch):
+    images = torch.arange(3000, dtype=torch.int16)[:, None, None, None].expand(-1, 3, 2, 2)
+    monkeypatch.setattr(probes, 'rescale', lambda net, images: net)
+    monkeypatch.setattr(probes, 'calibrate', lambda net, images: images)
+    for seen in (baselines(SMALL, images, (0,))[name][0] for name in ('random', 'rescaled')):
+        assert len(seen) == 2000 and seen[:500].max() > 2500
 
 
 def test_rescaling_keeps_what_a_body_computes(net, sets):
