@@ -593,7 +593,8 @@ def cmd_stl10(
         tables = [stl10_table(net, root, recipe, epochs, tune, seed=seed, device=device, progress=True) for net in nets]
         way = f'{name}, {"fine-tuned" if tune else "frozen"}'
         found[way] = dict(tables[0], **mean_std([x for t in tables for x in t['accuracies']]),
-                          accuracies=[t['accuracies'] for t in tables], epochs=[t['epochs'] for t in tables])
+                          accuracies=[t['accuracies'] for t in tables], epochs=[t['epochs'] for t in tables],
+                          seconds=sum(t['seconds'] for t in tables))
         print(f'{way:<24} {found[way]["mean"]:.1f} % ± {found[way]["sd"]:.1f} over ten folds of STL-10'
               + f' and {len(nets)} networks'*(len(nets) > 1), flush=True)
     out = write_results(out, dict(provenance(train, device), recipe=recipe.to_dict(), stl10=found))
@@ -836,7 +837,7 @@ def cmd_pretexts(
     # (default: drawn images)
     data:DIR=None,
     # pretexts and what they are compared with, from artifacts, context, inpainting, jigsaw, rotation, simclr, pixels,
-    # rescaled, encoder and supervised (default: all)
+    # random, rescaled, encoder and supervised (default: all)
     names:ROWS=None,
     seeds:COUNT=1,           # runs of each
     seed=0,                  # the first of these seeds
@@ -857,9 +858,9 @@ def cmd_pretexts(
                                              system_recipe, system_rows, systems_markdown)
     from spot_artifacts.toy import toy_images
     check_out(out, data)
-    times = same_minutes(load_runs(minutes_of)) if minutes_of else None
-    device, setup, out = pick_device(device), Setup(size, width, epochs, labels, times), Path(out)
+    device, setup, out = pick_device(device), Setup(size, width, epochs, labels), Path(out)
     system_recipe('artifacts', setup)       # says what is wrong with size or width before images are read
+    if minutes_of: setup = replace(setup, times=same_minutes(load_runs(minutes_of)))
     if data: train, test = labelled(data, None, size, 0, strict)                # the same images whatever the seed
     else: train, test = toy_images(10_000, size, 0), toy_images(2_000, size, 1)
     wanted = dict(names=[name.strip() for name in names.split(',')]) if names else {}
@@ -910,23 +911,32 @@ def _measured(
     recipe,     # to_accuracy: the new Recipe
     images,     # folder of classes to learn from; None: the embedded images
     test,       # another folder of classes, or None
-    out,        # JSON file, written after each way
+    out,        # JSON file, written after each way; a new name if it exists and is not resumed
     resume,     # go on with what is in it?
     **how       # seconds, device, say: as for `to_accuracy`
-):              # of `to_accuracy`
-    "`to_accuracy` on the images, and its file."
-    from spot_artifacts.core import SpotError, write_json
+):              # of `to_accuracy`; its file
+    "`to_accuracy` on the images."
+    from functools import partial
+    from spot_artifacts.core import device_name, SpotError, write_json
     from spot_artifacts.speed import to_accuracy
     from spot_artifacts.toy import toy_images
     sets = labelled(images, test, recipe.size, recipe.seed, False) if images else (
         toy_images(12_000, recipe.size), toy_images(2000, recipe.size, 1))
-    try: done = json.loads(out.read_text()) if resume else None
-    except (OSError, ValueError): raise SpotError(f'{out}: nothing to go on with. Start it without --resume.') from None
-    if done and (done['data']['fingerprint'], done['seconds']) != (sets[0].fingerprint, how['seconds']):
-        raise SpotError(f'{out}: is of other images, or of another time. Give the same, or leave out --resume.')
-    found = to_accuracy(recipe, *sets, done=done, save=lambda found: write_json(out, found), **how)
-    write_json(out, found)
-    return found
+    now = (sets[0].fingerprint, len(sets[1]), how['seconds'], device_name(how['device']))
+    try:
+        done = json.loads(out.read_text()) if resume else None
+        was = now if done is None else (
+            done['data']['fingerprint'], done['protocol']['test_images'], done['seconds'], done['device'])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise SpotError(f'{out}: nothing to go on with. Start it without --resume.') from None
+    if was != now:
+        raise SpotError(f'{out}: is of other images, another time or another device. '
+                        'Give the same, or leave out --resume.')
+    if not resume: out = claim(out, beside='.png')
+    try: write_json(out, found := to_accuracy(recipe, *sets, done=done, save=partial(write_json, out), **how))
+    finally:
+        if not out.stat().st_size: out.unlink()         # nothing was measured
+    return found, out
 
 def cmd_bench(
     to_accuracy=False,          # time until the features reach an accuracy (default: time per step)
@@ -953,8 +963,7 @@ def cmd_bench(
     if out.suffix == '.png': raise SpotError(f'{out}: the picture has this name. Name a JSON file.')
     if to_accuracy:
         recipe = pick_recipe(recipe or 'photos', size, width, batch)
-        if not resume: out = claim(out, beside='.png')
-        found = _measured(recipe, images, test, out, resume, seconds=60*minutes, device=device, say=say)
+        found, out = _measured(recipe, images, test, out, resume, seconds=60*minutes, device=device, say=say)
         print(accuracy_words(found))
         save_figure(accuracy_figure(found), out.with_suffix('.png'), dpi=90)
     else:

@@ -271,7 +271,8 @@ def check_identity(
         what, a, b = _NAMES.get(k, f'another {k}'), was.get(k), now.get(k)
         if a == b: continue
         if isinstance(a, dict) and isinstance(b, dict):
-            field = next(f for f in [*b, *a] if a.get(f) != b.get(f))
+            field = next((f for f in [*b, *a] if a.get(f) != b.get(f)), None)
+            if field is None: continue                  # a newer field, which is None
             what, a, b = f'{what}: {field}', a.get(field), b.get(field)
         raise RunError(f'{path}: made with {what} ({a}, now {b}). Choose another --out, or delete {path}.')
 

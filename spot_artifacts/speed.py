@@ -7,7 +7,7 @@ __all__ = ['NAMES', 'NOVEMBER', 'SHARES', 'profile_step', 'bench', 'bench_figure
            'accuracy_figure']
 
 # %% ../nbs/61_speed.ipynb #dec58207
-import ctypes, gc, math, os
+import ctypes, gc, json, math, os
 from contextlib import contextmanager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from .core import has_bf16, provenance
+from .core import has_bf16, provenance, RunError
 from .data import Augment, ImageSet, random_subset, TensorDL, to_float
 from .folders import folder_images, list_images
 from .toy import toy_images
@@ -787,7 +787,10 @@ def to_accuracy(
     with TemporaryDirectory() as folder:
         race = _Race(new, ImageSet(images.images), [], device)
         for name, r in dict(old=old, new=new, plain=replace(old, bf16=False)).items():
-            if name in found['ways']: continue
+            if name in found['ways']:
+                if found['ways'][name]['recipe'] != json.loads(json.dumps(asdict(r))):
+                    raise RunError(f'{name}: was run with another recipe. Take the same, or start anew.')
+                continue
             way = _Way(race, r, name == 'plain')
             if way.plain: race.files = _save_jpegs(images, folder)
             steps = found['ways']['old']['steps'] if way.plain else way.steps_in(seconds)

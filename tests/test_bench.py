@@ -6,7 +6,9 @@ from PIL import Image
 
 from spot_artifacts import speed
 from spot_artifacts.cli import main
+from spot_artifacts.core import RunError, SpotError, device_name
 from spot_artifacts.recipe import Recipe
+from spot_artifacts.toy import toy_images
 
 
 def test_what_the_command_writes(root, tmp_path, monkeypatch, capsys):
@@ -46,11 +48,12 @@ def test_a_batch_larger_than_the_set(monkeypatch):
 
 # ---- --to-accuracy
 
-def reached(seconds, fingerprint='f'):
+def reached(seconds, fingerprint='f', test_images=2):
     "What `to_accuracy` returns, where the new recipe takes `seconds`."
     def way(*points): return dict(curve=[dict(seconds=s, probe=dict.fromkeys(speed.LAYERS, a)) for s, a in points])
     ways = dict(old=way((60., 40.), (240., 50.)), new=way((10., 40.), (seconds, 50.)), plain=way((800., 45.)))
-    found = dict(ways=ways, random=dict.fromkeys(speed.LAYERS, 38.), clock='CPU seconds', device='CPU', seconds=240.,
+    found = dict(ways=ways, random=dict.fromkeys(speed.LAYERS, 38.), clock='CPU seconds', seconds=240.,
+                 device=device_name('cpu'), protocol=dict(test_images=test_images),
                  data=dict(name='photos', images=9, size=32, fingerprint=fingerprint))
     return speed._with_ratios(found, 'conv4')
 
@@ -61,7 +64,7 @@ def asked(monkeypatch):
     calls = []
     def to_accuracy(recipe, images, test, save, **how):
         calls.append(dict(how, recipe=recipe, images=images, test=test))
-        return reached(80., images.fingerprint)
+        return reached(80., images.fingerprint, len(test))
     monkeypatch.setattr(speed, 'to_accuracy', to_accuracy)
     return calls
 
@@ -70,7 +73,7 @@ def test_what_to_accuracy_writes(asked, photos, tmp_path, capsys):
     out = tmp_path/'to/a.json'
     words = f'bench --to-accuracy --images {photos} --size 32 --minutes 4 --device cpu --out {out}'.split()
     main(words)
-    assert json.loads(out.read_text()) == reached(80., asked[0]['images'].fingerprint)
+    assert json.loads(out.read_text()) == reached(80., asked[0]['images'].fingerprint, len(asked[0]['test']))
     assert Image.open(out.with_suffix('.png')).width > 800
     said = capsys.readouterr().out
     assert 'after 80 CPU seconds' in said
@@ -84,7 +87,8 @@ def test_going_on(asked, photos, tmp_path, fails, succeeds):
     out = tmp_path/'a.json'
     options = f'bench --to-accuracy --images {photos} --size 32 --device cpu --out {out} --resume'.split()
     fails(*options, says=[str(out), 'Start it without --resume'])
-    for text, says in (json.dumps(reached(80.)), 'other images'), ('', 'nothing to go on with'):
+    nothing = [(text, 'nothing to go on with') for text in ('', '[1]', '{"a": 1}')]
+    for text, says in (json.dumps(reached(80.)), 'other images'), *nothing:
         out.write_text(text)
         fails(*options, '--minutes', 4, says=[str(out), says])
     succeeds(*options[:-1], '--minutes', 4)
@@ -93,3 +97,20 @@ def test_going_on(asked, photos, tmp_path, fails, succeeds):
     succeeds(*options, '--minutes', 4)
     assert [call['done'] for call in asked] == [None, done]
     fails(*options, '--minutes', 5, says=[str(out), 'another time'])
+
+
+def test_nothing_measured_leaves_no_file(photos, tmp_path, fails, monkeypatch):
+    out = tmp_path/'a.json'
+    def stopped(*args, **how): raise SpotError('stopped before the first way')
+    monkeypatch.setattr(speed, 'to_accuracy', stopped)
+    options = f'bench --to-accuracy --size 32 --device cpu --out {out}'.split()
+    for images in (tmp_path/'none', photos):
+        fails(*options, '--images', images)
+        assert not out.exists()
+
+
+def test_another_recipe_is_not_gone_on_with():
+    images, recipe = toy_images(20, 32, cache=False), Recipe.photos(32, width=.1)
+    found = dict(reached(80.), ways=dict(old=dict(recipe=dict(width=.2))))
+    with pytest.raises(RunError, match='old: was run with another recipe'):
+        speed.to_accuracy(recipe, images, images, 1, done=found)

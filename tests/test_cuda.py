@@ -11,6 +11,8 @@ from spot_artifacts.recipe import build, Recipe
 from spot_artifacts.runs import load_weights
 from spot_artifacts.toy import toy_images
 from spot_artifacts.training import game_loss
+from spot_artifacts.transfer.table3 import voc_run
+from spot_artifacts.transfer.voc import toy_voc
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')]
 DEVICE = 'cuda'
@@ -72,3 +74,11 @@ def test_shards_feed_the_device(tmp_path):
     write_shards(write_images(tmp_path/'photos', images=data().images), tmp_path/'shards', per_shard=15)
     net, *_ = pretrain(shard_images(tmp_path/'shards', 32), RECIPE, tmp_path/'run', DEVICE, progress=False)
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize('task', ['classification', 'detection', 'segmentation'])
+def test_table_3(task, tmp_path):
+    tree = toy_voc(tmp_path/'voc', (10, 4), 48)
+    few = dict(classification=dict(crops=2, size=48), detection=dict(mode='fast'), segmentation={})[task]
+    r = voc_run(task, tree, 'rescaled', RECIPE, out=tmp_path/'out', device=DEVICE, steps=2, width=8, **few)
+    assert 0 <= r['score'] <= 100

@@ -201,11 +201,10 @@ DETECT = dict(
 @torch.no_grad()
 def _start(net, data, proposals, rows): # FastRCNN, changed in place; `VOCBoxes`; of each picture; which of them
     "Data-dependent start of fc6 and fc7, on proposals of some pictures."
-    net.eval()
-    pooled = []
+    device, pooled = next(net.eval().parameters()).device, []
     for i in rows:
-        image, some = data.image(i), proposals[i][:16]
-        batch, _ = net.transform([image.to(some.device)/255])
+        image, some = data.image(i).to(device), proposals[i][:16].to(device)
+        batch, _ = net.transform([image/255])
         moved = resize_boxes(some, tuple(image.shape[-2:]), batch.image_sizes[0])
         pooled.append(net.heads.box_roi_pool(net.convs(batch.tensors), [moved], batch.image_sizes))
     rescale_fc(net.heads.box_head, torch.cat(pooled))
@@ -245,7 +244,7 @@ def detect_voc(
     size = min(plan['scales'][-1], min(train.image(0).shape[1:]))
     convs = transfer_convs(discriminator, some_squares(train, size, seed=seed), init)
     net = FastRCNN(convs, len(train.classes), plan['width'], plan['dropout'], plan['scales'], plan['largest'],
-                   plan['rois'])
+                   plan['rois']).to(device)
     _start(net, train, proposals, random_order(len(train), seed)[:50].tolist())
     rows, coins = batch_rows(len(train), plan['batch'], seed), torch.Generator().manual_seed(seed)
     def one(i):
@@ -254,7 +253,7 @@ def detect_voc(
         if torch.rand(1, generator=coins) < .5: image, boxes, near = mirrored(image, boxes, near)
         target = dict(boxes=boxes, labels=target['labels'])
         return image.to(device), near.to(device), {k: v.to(device) for k, v in target.items()}
-    train_sgd(net.to(device), lambda net, step: net(*map(list, zip(*map(one, rows(step))))), plan['steps'], plan['lr'],
+    train_sgd(net, lambda net, step: net(*map(list, zip(*map(one, rows(step))))), plan['steps'], plan['lr'],
               plan['every'], plan['factor'], decay=5e-4, progress=progress)
     found = detect(net, test, tests, device)
     scores = detection_ap(found, test.scenes, test.classes)

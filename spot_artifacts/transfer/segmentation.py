@@ -117,8 +117,9 @@ def segment_voc(
     plan, start = {**SEGMENT[preset], **changes}, perf_counter()
     torch.manual_seed(seed)
     images, classes = some_squares(train, min(train.image(0).shape[1:]), seed=seed), len(train.classes) + 1
-    net = FCN(transfer_convs(discriminator, images, init), classes, plan['width'], plan['dropout'], skips=plan['skips'])
-    with torch.no_grad(): h = torch.cat([net.pool5(net.convs(to_float(x))) for x in images[:100].split(50)])
+    convs, some = transfer_convs(discriminator, images, init), images[:100].to(device)
+    net = FCN(convs, classes, plan['width'], plan['dropout'], skips=plan['skips']).to(device)
+    with torch.no_grad(): h = torch.cat([net.pool5(net.convs(to_float(x))) for x in some.split(50)])
     rescale_fc(net.fc67, h)
     rows, coins = batch_rows(len(train), plan['batch'], seed), torch.Generator().manual_seed(seed)
     def pair(i):
@@ -127,7 +128,7 @@ def segment_voc(
     def loss_of(net, step):
         x, masks = padded([pair(i) for i in rows(step)])
         return pixel_loss(net(x.to(device)), masks.to(device))
-    train_sgd(net.to(device), loss_of, plan['steps'], plan['lr'], plan['every'], decay=plan['decay'], progress=progress)
+    train_sgd(net, loss_of, plan['steps'], plan['lr'], plan['every'], decay=plan['decay'], progress=progress)
     found = mean_iou(voc_confusion(net, test, device), ('background', *test.classes))
     return dict(score=found['mean'], classes=found['classes'], without=found['without'], task='segmentation', init=init,
                 preset=preset, seed=seed, plan=plan, train_images=len(train), test_images=len(test),

@@ -499,7 +499,7 @@ def train_sgd(
     clip=10.,       # largest norm of the gradient
     progress=False  # show a progress bar
 ):                  # the model, in eval mode
-    "Fine-tuning by SGD. Diverged if a loss is not finite."
+    "Fine-tuning by SGD. Diverged if a gradient is not finite, looked at now and then and at the end."
     learned = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.SGD(learned, lr, momentum, weight_decay=decay)
     fall = torch.optim.lr_scheduler.StepLR(opt, every or steps + 1, factor)
@@ -509,8 +509,8 @@ def train_sgd(
         opt.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(learned, clip)
-        if step % 50 == 0 and not norm.isfinite(): raise Diverged(f'step {step}: the gradient is not finite. '
-                                                                  'Take a smaller learning rate.')
+        if (step % 50 == 0 or step == steps - 1) and not norm.isfinite():
+            raise Diverged(f'step {step}: the gradient is not finite. Take a smaller learning rate.')
         opt.step()
         fall.step()
     return model.eval()
@@ -568,9 +568,9 @@ def multi_label_loss(
     loss = F.binary_cross_entropy_with_logits(logits, presence.clamp(min=0).float(), asked, reduction='sum')
     return loss/asked.sum().clamp(min=1)
 
-def _crops(data, rows, augment, g, device): # `VOCBoxes`; which pictures; `Augment`; its generator; where
+def _crops(pictures, augment, g): # (3, H, W) uint8 each; `Augment`; its generator
     "One random crop of each, (n, 3, size, size)."
-    return torch.cat([augment(data.image(i)[None].to(device), g) for i in rows])
+    return torch.cat([augment(picture[None], g) for picture in pictures])
 
 # %% ../../nbs/33_voc.ipynb #66d8193d
 @torch.no_grad()
@@ -584,7 +584,7 @@ def voc_scores(
 ):               # (N, classes)
     "Mean logits over random crops of each picture."
     g = torch.Generator(device).manual_seed(seed)
-    one = lambda i: model(_crops(data, [i]*crops, augment, g, device)).mean(0)
+    one = lambda i: model(_crops([data.image(i).to(device)]*crops, augment, g)).mean(0)
     return torch.stack([one(i) for i in range(len(data))]).cpu()
 
 def classify_voc(
@@ -608,7 +608,8 @@ def classify_voc(
     presence = train.presence.to(device)
     def loss_of(model, step):
         batch = rows(step)
-        return multi_label_loss(model(_crops(train, batch, augment, g, device)), presence[batch])
+        pictures = [train.image(i).to(device) for i in batch]
+        return multi_label_loss(model(_crops(pictures, augment, g)), presence[batch])
     train_sgd(model, loss_of, plan['steps'], plan['lr'], plan['every'], progress=progress)
     scores = voc_scores(model, test, augment, plan['crops'], seed, device)
     found = mean_ap(scores, test.presence, test.classes)

@@ -1,12 +1,14 @@
 "Table 3: one run and its file, the table of a folder, and the command."
 import json
+from dataclasses import replace
 
-import pytest
+import pytest, torch
 from images import write_images
 from networks import SMALL
 
 from spot_artifacts.cli import main
-from spot_artifacts.core import SpotError
+from spot_artifacts.core import ImagesError, SpotError
+from spot_artifacts.pretext import Rotation
 from spot_artifacts.recipe import build
 from spot_artifacts.runs import save_weights
 from spot_artifacts.transfer import table3
@@ -40,7 +42,33 @@ def test_a_finished_run_is_read_and_anything_else_is_computed(tree, tmp_path, mo
     file, = tmp_path.iterdir()
     file.write_text('{')                                    # damaged: computed again
     assert one()['score'] == first['score'] and len(asked) == 2
-    assert one(seed=1)['weights'] != first['weights'] and one(steps=3) and len(asked) == 4
+    assert one(seed=1)['weights'] != first['weights'] and len(asked) == 3
+
+
+def test_what_is_not_one_table_is_refused_before_it_is_trained(tree, tmp_path, monkeypatch):
+    def one(weights='random', out=tmp_path, root=tree, recipe=SMALL, **how):
+        return voc_run('segmentation', root, weights, recipe, out=out, **{**FEW, **how})
+    one()
+    sets = table3.TASKS['segmentation'][0]
+    monkeypatch.setitem(table3.TASKS, 'segmentation', (sets, lambda *a, **k: pytest.fail('it is trained')))
+    with pytest.raises(ImagesError, match='differ in length or size'): one(steps=3)
+    with pytest.raises(ImagesError, match='different data'): one(root=toy_voc(tmp_path/'more', (10, 5), 48))
+    with pytest.raises(ImagesError, match='are called random, seed 0. Give one of them another --name'):
+        one(recipe=replace(SMALL, width=.15))
+    with pytest.raises(SpotError, match='--name a/b: is part of a file name'): one(name='a/b')
+
+
+def test_a_table_has_one_test_set(tree, tmp_path):
+    for seed in (0, 1): r = voc_run('segmentation', tree, 'random', SMALL, seed=seed, out=tmp_path, **FEW)
+    file, = tmp_path.glob('*-1-*.json')
+    file.write_text(json.dumps(dict(r, test_data=dict(r['test_data'], fingerprint='another'))))
+    with pytest.raises(ImagesError, match='different data'): voc_results(tmp_path)
+
+
+def test_the_recipe_of_another_pretext_makes_the_controls():
+    for weights in ('random', 'rescaled'):
+        net, *_ = voc_start(weights, Rotation.Recipe.small(32, width=.1), None)
+        assert isinstance(net, Rotation) and len(net.forward_layers(torch.zeros(2, 3, 32, 32))) == 5
 
 
 def test_starts(tree, run):
@@ -84,7 +112,7 @@ def test_sets_of_a_task(tree, tmp_path):
 def test_the_table_and_its_gains(tmp_path):
     def write(name, task, seed, score, data='a', steps=9):
         run = dict(name=name, preset='small', task=task, seed=seed, score=score, data=dict(fingerprint=data),
-                   plan=dict(steps=steps))
+                   test_data=dict(fingerprint='t'), plan=dict(steps=steps))
         (tmp_path/f'{name}-{task}-{seed}.json').write_text(json.dumps(run))
     for seed in range(3):
         write('rescaled', 'detection', seed, 10 + seed)

@@ -216,3 +216,6 @@ def test_a_rate_that_is_too_large_is_an_error():
     model, x = torch.nn.Linear(4, 1), torch.randn(8, 4)
     with pytest.raises(Diverged, match='not finite'):
         train_sgd(model, lambda model, step: model(x).square().mean().exp(), 200, 1e9)
+    late = torch.nn.Linear(4, 1)
+    with pytest.raises(Diverged, match='step 39'):
+        train_sgd(late, lambda model, step: model(x).mean()*(float('nan') if step > 5 else 1), 40, .1)
