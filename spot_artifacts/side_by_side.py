@@ -69,13 +69,20 @@ def system_recipe(
     if name not in SYSTEMS: raise SpotError(f'no system {name!r}: use {", ".join(SYSTEMS)}')
     choices = PRETEXTS[name].Recipe
     preset = choices.photos if name == 'artifacts' else choices.small
-    epochs = setup.epochs*(setup.times or {}).get(name, 1)
+    if setup.times and name not in setup.times:
+        raise SpotError(f'{name}: the runs whose minutes are wanted do not say how long it takes. Run it there too.')
+    epochs = setup.epochs*(setup.times[name] if setup.times else 1)
     recipe = preset(setup.size, width=setup.width, epochs=epochs, seed=seed)
     if not hasattr(recipe, 'ae_epochs'): return recipe
     return replace(recipe, ae_epochs=AUTOENCODER*epochs, epochs=(1 - AUTOENCODER)*epochs)
 
 # %% ../nbs/44_side_by_side.ipynb #c4400010
 MEASUREMENT = 1    # of the measurement, counted up when it changes
+
+def _recipe(name, setup, seed): # as for `run_identity`
+    "A system's recipe; for what has learned nothing or only labels, the one that says how its network is built."
+    if name in SYSTEMS: return system_recipe(name, setup, seed)
+    return system_recipe('artifacts', setup if name == 'encoder' else replace(setup, times=None), seed)
 
 def run_identity(
     name,       # of SYSTEMS or REFERENCES
@@ -85,7 +92,7 @@ def run_identity(
     test        # labelled ImageSet
 )->dict:        # in JSON's types
     "All that the numbers of a run depend on."
-    recipe = system_recipe(name if name in SYSTEMS else 'artifacts', setup, seed).to_dict()
+    recipe = _recipe(name, setup, seed).to_dict()
     about = dict(asdict(setup), labels=min(setup.labels, len(train)))
     if not setup.times: del about['times']
     return json.loads(json.dumps(dict(pretext=name, seed=seed, protocol=MEASUREMENT, setup=about, recipe=recipe,
@@ -119,7 +126,7 @@ def _network(name, setup, seed, train, out, device, progress): # as for `compare
     if name in SYSTEMS: return _trained(name, setup, seed, train, out, device, progress), {}
     if name == 'encoder':
         return EncoderLayers(_trained('artifacts', setup, seed, train, out, device, progress).encoder), {}
-    recipe = system_recipe('artifacts', setup, seed)
+    recipe = _recipe(name, setup, seed)
     if name == 'supervised':
         drawn = random_subset(train, setup.labels, seed)
         net, took = supervised(recipe, drawn, device=device, progress=progress)
@@ -127,6 +134,10 @@ def _network(name, setup, seed, train, out, device, progress): # as for `compare
     return baselines(recipe, random_subset(train, 2000, seed), (seed,), device)[name][0], {}
 
 # %% ../nbs/44_side_by_side.ipynb #c4400016
+def _seconds(folder): # of a run
+    "Of its training, in all its starts."
+    return sum(json.loads((folder/'run.json').read_text())['seconds'].values())
+
 def run_system(name, setup, seed, train, test, out, device='cpu', progress=True): # as for `compare_pretexts`
     "Trains and measures one system with one seed, or reads what was measured before."
     file, me = Path(out)/f'{name}-{seed}.json', run_identity(name, setup, seed, train, test)
@@ -138,11 +149,12 @@ def run_system(name, setup, seed, train, test, out, device='cpu', progress=True)
         return done
     start = perf_counter()
     net, more = _network(name, setup, seed, train, out, device, progress)
-    trained = perf_counter()
+    made = perf_counter()
     if name in SYSTEMS: more = measure(net, random_subset(test, 1000, seed))
+    trained = _seconds(Path(out)/f'{name}-{seed}') if name in SYSTEMS else made - start
     solver = 'sklearn' if device == 'cpu' else 'torch'
     probes = probe(net, train, test, setup.labels, (seed,), solver=solver, device=device)
-    seconds = dict(training=round(trained - start, 1), measuring=round(perf_counter() - trained, 1))
+    seconds = dict(training=round(trained, 1), measuring=round(perf_counter() - made, 1))
     write_json(file, dict(pretext=name, seed=seed, title=(SYSTEMS | REFERENCES)[name].title, identity=me,
                           **provenance(train, device), recipe=me['recipe'], seconds=seconds, measured=more,
                           probe={layer: p['mean'] for layer, p in probes.items()}, probe_detail=probes))
@@ -165,6 +177,7 @@ def compare_pretexts(
     if bad := [n for n in names if n not in SYSTEMS | REFERENCES]:
         raise SpotError(f'no system {bad[0]!r}: use {", ".join(SYSTEMS | REFERENCES)}')
     if seeds < 1 or not names: raise SpotError('nothing to run: give one system and one seed or more')
+    for name in names: _recipe(name, setup, first)      # says what is wrong with it before anything is trained
     train, test = labelled_set(train, setup.size), labelled_set(test, setup.size, held_out=True)
     Path(out).mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
@@ -183,27 +196,35 @@ def _in_order(results): # a list of results
     order = list(SYSTEMS | REFERENCES)
     return sorted(results, key=lambda r: (order.index(r['pretext']), r['seed']))
 
+def _read(file, scores, others): # a path; keys of accuracies by name; keys of other dictionaries
+    "A result, or None if it has another form."
+    try:
+        r = json.loads(Path(file).read_text())
+        fine = (r['pretext'] in SYSTEMS | REFERENCES and Path(file).name == f'{r["pretext"]}-{r["seed"]:d}.json'
+                and all(r[k] and all(0 <= v <= 100 for v in r[k].values()) for k in scores)
+                and all(isinstance(r[k], dict) for k in others))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError): return None
+    return r if fine else None
+
+def _results(folder, read): # a folder of JSON files; of one file
+    "{file: result}; what is none is named and left out."
+    found = {f: read(f) for f in sorted(Path(folder).glob('*-*.json'))}
+    odd = [f.name for f, r in found.items() if not r]
+    if odd: print(f'{folder}: left out {", ".join(odd)}: no results of compare_pretexts', file=sys.stderr)
+    return {f: r for f, r in found.items() if r}
+
 def read_run(
     file        # a path
 ):              # a dictionary; None if `compare_pretexts` has not written it
     "One result, its form checked."
-    try:
-        r = json.loads(Path(file).read_text())
-        fine = (r['pretext'] in SYSTEMS | REFERENCES and Path(file).name == f'{r["pretext"]}-{r["seed"]:d}.json'
-                and r['probe'] and all(0 <= v <= 100 for v in r['probe'].values())
-                and all(isinstance(r[k], dict) for k in ('identity', 'recipe', 'seconds', 'measured')))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError): return None
-    return r if fine else None
+    return _read(file, ('probe',), ('identity', 'recipe', 'seconds', 'measured'))
 
 def load_runs(
     folder,     # of JSON files, one per run
     like=None   # identity that they must share; None: the first one's
 )->list:        # of dictionaries
     "What `compare_pretexts` wrote."
-    read = {f: read_run(f) for f in sorted(Path(folder).glob('*-*.json'))}
-    odd = [f.name for f, r in read.items() if not r]
-    if odd: print(f'{folder}: left out {", ".join(odd)}: no results of compare_pretexts', file=sys.stderr)
-    found = {f: r for f, r in read.items() if r}
+    found = _results(folder, read_run)
     for file, r in found.items():
         like = r['identity'] if like is None else like
         check_identity(file, r['identity'], like, IN_COMMON)
@@ -291,17 +312,23 @@ def measure_more(
         name, file = f'{r["pretext"]}-{r["seed"]}', out/'more'/f'{r["pretext"]}-{r["seed"]}.json'
         me = run_identity(r['pretext'], Setup(**r['identity']['setup']), r['seed'], train, test)
         check_identity(out/f'{name}.json', r['identity'], me, IN_COMMON)
-        if file.exists() and json.loads(file.read_text())['identity'] == r['identity']: continue
+        if file.exists() and not (done := _read_more(file)):
+            raise RunError(f'{file}: damaged. Delete it, and it is measured again.')
+        if file.exists() and done['identity'] == r['identity']: continue
         if progress: print(f'neighbours and few labels: {name}', flush=True)
         file.parent.mkdir(exist_ok=True)
-        write_json(file, _more(r, train, test, out, device))
+        with folder_lock(out): write_json(file, _more(r, train, test, out, device))
     return load_more(out)
+
+def _read_more(file): # a path
+    "One of these files; None if `measure_more` has not written it."
+    return _read(file, ('knn', 'few'), ('identity', 'protocol'))
 
 def load_more(
     folder      # of runs
 )->list:        # see `measure_more`
     "What `measure_more` wrote."
-    return _in_order(json.loads(f.read_text()) for f in sorted((Path(folder)/'more').glob('*-*.json')))
+    return _in_order(_results(Path(folder)/'more', _read_more).values())
 
 def measured_as(
     more,       # of `load_more`
@@ -346,7 +373,8 @@ def same_minutes(
 )->dict:        # for `Setup.times`: {name of a system: 1 or more}
     "How often each system could have done its epochs while the slowest did its own."
     took = least_seconds(results)
-    if any('times' in r['identity']['setup'] for r in results): raise SpotError('these runs had the same minutes already')
+    if any('times' in r['identity']['setup'] for r in results):
+        raise SpotError('these runs had the same minutes already')
     if len(took) < 2: raise SpotError('seconds of two systems or more are needed to give all the same minutes')
     return {name: round(max(took.values())/seconds, 2) for name, seconds in took.items()}
 
