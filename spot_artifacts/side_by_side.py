@@ -70,7 +70,7 @@ def system_recipe(
     choices = PRETEXTS[name].Recipe
     preset = choices.photos if name == 'artifacts' else choices.small
     if setup.times and name not in setup.times:
-        raise SpotError(f'{name}: the runs whose minutes are wanted do not say how long it takes. Run it there too.')
+        raise SpotError(f'{name}: the runs whose minutes are wanted do not say how long it takes. Run it there.')
     epochs = setup.epochs*(setup.times[name] if setup.times else 1)
     recipe = preset(setup.size, width=setup.width, epochs=epochs, seed=seed)
     if not hasattr(recipe, 'ae_epochs'): return recipe
