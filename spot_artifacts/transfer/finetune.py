@@ -81,9 +81,8 @@ class UntilPlateau(Callback):
     def after_fit(self): self.model.load_state_dict(self.weights)
 
 # %% ../../nbs/31_finetune.ipynb #7b9f2c14
-def _plateau_learner_parts(learned, held, recipe, lr, most, device): # ImageSets; the rest as for `train_on_labels`
+def _plateau_learner_parts(learned, held, recipe, batch, lr, most, device): # ImageSets; as for `train_on_labels`
     "Loaders, callback, rounds and steps at most."
-    batch = min(recipe.batch, len(learned))
     steps = max(1, round(most*len(learned)/batch))
     a_round = min(steps, max(50, len(learned)//batch))
     augment = get_dls(learned, held, recipe, 1, batch, device=device)[0].train.augment
@@ -110,7 +109,8 @@ def train_on_labels(
     model = Bf16(model.to(device, memory_format=torch.channels_last), recipe.bf16)
     if epochs is None:
         learned, held = _hold_out_fifth(data, recipe.seed)
-        dls, callback, rounds, total = _plateau_learner_parts(learned, held, recipe, lr, most, device)
+        batch = min(recipe.batch, len(learned))
+        dls, callback, rounds, total = _plateau_learner_parts(learned, held, recipe, batch, lr, most, device)
     else:
         dls, rounds, total = get_dls(data, data[:1], recipe, epochs, recipe.batch, device=device)
         callback = schedule([lr], total)
@@ -118,7 +118,7 @@ def train_on_labels(
     learn = Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=cbs)
     fit(learn, rounds, progress)
     if epochs is not None: return model.module.eval(), dict(epochs=epochs)
-    best, passes = callback.best, min(1, recipe.batch/len(learned))
+    best, passes = callback.best, batch/len(learned)
     return model.module.eval(), dict(
         epochs=round(learn.step*passes, 1), best_epoch=round(best['step']*passes, 1), plateau=callback.plateau,
         validation_images=len(held), validation_loss=best['loss'], validation_accuracy=best['accuracy'])

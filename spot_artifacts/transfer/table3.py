@@ -127,11 +127,12 @@ def _one_table(out, runs): # their folder; of `voc_results`
                               'Give one of them another --name.')
 
 def voc_results(
-    out           # folder of `voc_run`'s files
+    out,          # folder of `voc_run`'s files
+    more=()       # runs that are to join them, as dictionaries
 )->list:          # of dictionaries
     "All finished runs. ImagesError if those of a task are not one table: other data, another plan, a cell twice."
     runs = [r for f in sorted(Path(out).glob('*.json')) if (r := _finished(f)) and r.get('task') in TASKS]
-    _one_table(out, runs)
+    _one_table(out, [*runs, *more])
     return runs
 
 def voc_run(
@@ -161,9 +162,8 @@ def voc_run(
     file = Path(out)/f'{task}-{name}-{seed}-{digest[:8]}.json'
     if found := _finished(file): return found
     plan = {**PLANS[task][preset], **changes}
-    _one_table(out, [*voc_results(out), dict(task=task, name=name, preset=preset, seed=seed, plan=plan,
-                                            data=dict(fingerprint=train.fingerprint),
-                                            test_data=dict(fingerprint=test.fingerprint))])
+    voc_results(out, [dict(task=task, name=name, preset=preset, seed=seed, plan=plan,
+                           data=dict(fingerprint=train.fingerprint), test_data=dict(fingerprint=test.fingerprint))])
     result, _ = TASKS[task][1](net, train, test, init, preset, seed, device, progress, **changes)
     result.update(name=name, weights=settings['weights'], **provenance(train, device),
                   test_data=dict(name=test.name, images=len(test), fingerprint=test.fingerprint))
