@@ -383,14 +383,15 @@ def plot_seconds(
 ):              # a matplotlib figure
     "A system's best layer against the seconds of its training."
     import matplotlib.pyplot as plt
-    rows, took = {r['name']: r for r in system_rows(results)}, least_seconds(results)
+    rows, took, order = {r['name']: r for r in system_rows(results)}, least_seconds(results), ranking(results)
     fig, ax = plt.subplots(figsize=(6, 3.2), layout='constrained')
     for i, (name, seconds) in enumerate(took.items()):
         layer = best_layer(rows[name])
         p = rows[name]['probe'][layer]
         colour, words = 'black' if name == 'artifacts' else f'C{i}', f'{rows[name]["title"]}, {layer}'
         ax.errorbar(seconds, p['mean'], p['sd'] or 0, fmt='o', capsize=2, color=colour)
-        ax.annotate(words, (seconds, p['mean']), (6, 5), textcoords='offset points', fontsize=8)
+        side = -12 if order.index(name) % 2 else 5      # neighbours' words lie on different sides
+        ax.annotate(words, (seconds, p['mean']), (6, side), textcoords='offset points', fontsize=8)
     ax.set(xlim=(0, 1.4*max(took.values())), xlabel='seconds of training', ylabel='probe of the best layer, %')
     ax.margins(y=.15)
     return fig
