@@ -38,7 +38,7 @@ def browser():
 @pytest.fixture(scope='session')
 def demo_run(tmp_path_factory):
     "The folder of a finished demo run in miniature: `report.html` and `results.json`."
-    from spot_artifacts.cli import demo
+    from spot_artifacts.demo import demo
     from spot_artifacts.recipe import Recipe
     out = tmp_path_factory.mktemp('runs')/'demo'
     recipe = Recipe.demo(size=32, width=.1, ae_width=.1, ae_epochs=2., epochs=2.)

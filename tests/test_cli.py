@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command import TINY, start, state
 
-from spot_artifacts import cli, folders, pretraining, visualize
+from spot_artifacts import folders, options, pretraining, visualize
 from spot_artifacts.cli import COMMANDS, main, parser
 
 TINY_PROBE = ['--labels', 12, '--seeds', 1, '--epochs', 1, '--device', 'cpu']
@@ -65,8 +65,8 @@ def test_other_results_get_a_free_name(run, photos, tmp_path, succeeds):
 
 def test_two_commands_at_once_get_a_name_each(tmp_path):
     "The second starts while the first works: nothing is there yet when either looks."
-    names = [cli.claim(tmp_path/'x.json').name for _ in range(3)]
-    folders = [cli.claim(tmp_path/'spotted', folder=True).name for _ in range(3)]
+    names = [options.claim(tmp_path/'x.json').name for _ in range(3)]
+    folders = [options.claim(tmp_path/'spotted', folder=True).name for _ in range(3)]
     assert names == ['x.json', 'x-2.json', 'x-3.json'] and folders[0] == 'spotted'
 
 

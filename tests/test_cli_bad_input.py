@@ -9,7 +9,7 @@ from command import TINY, halve
 from images import write_images
 
 from spot_artifacts import folders, runs, speed, toy
-from spot_artifacts.cli import labelled
+from spot_artifacts.transfer import protocols
 
 
 # ---- folders of images
@@ -128,7 +128,7 @@ def test_recipes(photos, tmp_path, fails, text, says):
 
 # ---- labelled folders
 
-def labels_of(folder, test=None): return labelled(folder, test, 32, 0, False)
+def labels_of(folder, test=None): return protocols.labelled(folder, test, 32, 0, False)
 
 
 def test_to_learn_from_and_to_test_on_are_different(run, photos, fails):
@@ -171,7 +171,8 @@ def nowhere(tmp_path):
 def test_a_place_that_cannot_be_written_is_found_first(run, photos, tmp_path, monkeypatch, fails, command, out):
     monkeypatch.chdir(tmp_path)
     words = command.replace('RUN', str(run)).replace('PHOTOS', str(photos)).split()
-    for module, name in ((folders, 'folder_images'), (runs, 'load_weights'), (speed, 'bench'), (toy, 'toy_images')):
+    work = dict(folder_images=folders, labelled=protocols, load_weights=runs, bench=speed, toy_images=toy)
+    for name, module in work.items():
         monkeypatch.setattr(module, name, lambda *args, **kw: pytest.fail('work began'))
     fails(*words, '--device', 'cpu', '--out', out(tmp_path), says=['Check the path'])
 

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np, pytest
 from networks import SMALL
 
-from spot_artifacts.cli import PROTOCOLS, main, measure_features
+from spot_artifacts.cli import main
+from spot_artifacts.options import PROTOCOLS
 from spot_artifacts.recipe import build
 from spot_artifacts.toy import toy_images
-from spot_artifacts.transfer import compare, finetune, probes
+from spot_artifacts.transfer import compare, protocols
 
 
 def test_stl10_command_measures_controls_too(demo_run, tiny_stl10, capsys):
@@ -36,11 +37,11 @@ def test_what_is_written_is_what_was_done(protocol, monkeypatch):
             if args[0] is net: calls.append(args[1])
             return real(*args, **kw)
         monkeypatch.setattr(module, name, spy)
-    for module, name in (finetune, 'classify'), (finetune, 'probe_sgd'), (probes, 'knn_probe'): watch(module, name)
-    monkeypatch.setattr(compare, 'few_labels', partial(compare.few_labels, steps=3))
+    for name in 'classify', 'probe_sgd', 'knn_probe': watch(protocols, name)
+    monkeypatch.setattr(protocols, 'few_labels', partial(compare.few_labels, steps=3))
     monkeypatch.setattr(compare, 'supervised', lambda recipe, data, **kw: (net, dict(epochs=1)))
-    found, done = measure_features(SimpleNamespace(discriminator=net, recipe=SMALL), *sets, protocol, labels=50,
-                                   values=100, seeds=(3, 4), random=1, epochs=1)
+    found, done = protocols.measure_features(SimpleNamespace(discriminator=net, recipe=SMALL), *sets, protocol,
+                                             labels=50, values=100, seeds=(3, 4), random=1, epochs=1)
     assert done['seeds'] == [3, 4] and done['random_networks'] == 1 and json.dumps([found, done])
     for layer in found['pretrained'].values(): assert len(layer['seeds']) == 2, 'every protocol uses all draws'
     if protocol in ('sgd', 'knn', 'fc', 'conv5', 'finetune'):

@@ -3,10 +3,10 @@ import html, json, math
 
 import pytest
 
-from spot_artifacts import cli
+from spot_artifacts import demo as room
 from spot_artifacts.cli import main
-from spot_artifacts.cli import demo
 from spot_artifacts.core import SpotError
+from spot_artifacts.demo import demo
 from spot_artifacts.recipe import Recipe
 from spot_artifacts.runs import load_weights
 from spot_artifacts.report import verdicts
@@ -68,7 +68,7 @@ def test_a_demo_is_never_overwritten(demo_run, tmp_path, monkeypatch, capsys):
     def stand_in(out, device, recipe):
         (out/'sub').mkdir(parents=True)
         return json.loads((demo_run/'results.json').read_text())
-    monkeypatch.setattr(cli, 'demo', stand_in)
+    monkeypatch.setattr(room, 'demo', stand_in)
     for k in '', '-2', '-3':
         main(['demo', '--out', str(tmp_path/'demo'), '--device', 'cpu'])
         said = capsys.readouterr().out

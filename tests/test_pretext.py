@@ -9,9 +9,10 @@ from fastai.callback.core import Callback
 from images import write_images
 
 from spot_artifacts import measure, pretrain
-from spot_artifacts.cli import main, METHODS
+from spot_artifacts.cli import main
 from spot_artifacts.core import RecipeError, WeightsError
 from spot_artifacts.folders import folder_images
+from spot_artifacts.options import METHODS
 from spot_artifacts.pretext import PretextChoices, Rotation
 from spot_artifacts.recipe import build, load_recipe, PRETEXTS, Recipe, seeded_weights
 from spot_artifacts.runs import load_players, load_weights

@@ -160,7 +160,7 @@ def test_the_game_is_a_learner_like_any_other(data, tmp_path):
 
 
 def test_a_gan_has_a_demo_and_figures(tmp_path):
-    from spot_artifacts.cli import demo
+    from spot_artifacts.demo import demo
     from spot_artifacts.figures import all_figures
     recipe = Recipe.demo(size=32, width=.1, ae_width=.1, ae_epochs=.5, epochs=.5, fakes='gan')
     few = dict(images=100, tests=50, labels=60, seeds=(0,), random_seeds=(0,), most=1)
