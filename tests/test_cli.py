@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command import TINY, start, state
 
-from spot_artifacts import folders, options, pretraining, visualize
+from spot_artifacts import demo, folders, options, visualize
 from spot_artifacts.cli import COMMANDS, main, parser
 
 TINY_PROBE = ['--labels', 12, '--seeds', 1, '--epochs', 1, '--device', 'cpu']
@@ -106,7 +106,7 @@ def test_a_cpu_with_a_number_is_the_cpu(photos, tmp_path, succeeds):
 
 def test_an_error_of_our_own_keeps_its_traceback(photos, tmp_path, monkeypatch):
     def bug(*args): raise RuntimeError('a bug')
-    monkeypatch.setattr(pretraining, 'measure', bug)
+    monkeypatch.setattr(demo, 'measure', bug)
     with pytest.raises(RuntimeError, match='a bug'):
         main(['pretrain', '--images', str(photos), '--out', str(tmp_path/'run'), '--steps', '1', *TINY])
 
