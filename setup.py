@@ -14,8 +14,11 @@ statuses = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4
 
 class WithoutBenchmark(build_py):
     "The benchmark is for the clone: it compares the library with a plain version of itself."
+    modules = 'plain', 'roofline', 'speed', 'time_to_accuracy'
+
     def find_package_modules(self, package, folder):
-        return [m for m in super().find_package_modules(package, folder) if m[:2] != (cfg['lib_path'], 'speed')]
+        found = super().find_package_modules(package, folder)
+        return [m for m in found if m[0] != cfg['lib_path'] or m[1] not in self.modules]
 
 
 setup(

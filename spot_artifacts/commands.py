@@ -471,7 +471,7 @@ def _measured(
     "`to_accuracy` on the images."
     from functools import partial
     from spot_artifacts.core import device_name, SpotError, write_json
-    from spot_artifacts.speed import to_accuracy
+    from spot_artifacts.time_to_accuracy import to_accuracy
     from spot_artifacts.toy import toy_images
     from spot_artifacts.transfer.protocols import labelled
     sets = labelled(images, test, recipe.size, recipe.seed, False) if images else (
@@ -508,7 +508,9 @@ def cmd_bench(
     "Measure the speed of both phases, beside a plain version and the limits of the machine."
     from functools import partial
     from spot_artifacts.core import SpotError, write_json
-    try: from spot_artifacts.speed import accuracy_figure, accuracy_words, bench, bench_figure, NAMES
+    try:
+        from spot_artifacts.speed import bench, bench_figure, NAMES
+        from spot_artifacts.time_to_accuracy import accuracy_figure, accuracy_words
     except ModuleNotFoundError:
         raise SpotError('bench: the benchmark is not installed with the library. '
                         'Run it in a clone of the repository.') from None

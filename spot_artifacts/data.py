@@ -25,7 +25,7 @@ def sha256_of(tensors): # any number of them
     for t in tensors: h.update(t.cpu().contiguous().view(-1).numpy())
     return h.hexdigest()
 
-# %% ../nbs/01_data.ipynb #52d8eddc
+# %% ../nbs/01_data.ipynb #7a1c02d3
 def _checked(labels, n, classes, name):
     "Labels as int64. ImagesError unless there is one for each of n images, an index into `classes`."
     labels, most = torch.as_tensor(labels), len(classes) - 1 if classes else torch.inf
@@ -37,6 +37,7 @@ def _checked(labels, n, classes, name):
                           'A label is the index of a class, from 0.')
     return labels.long()
 
+# %% ../nbs/01_data.ipynb #52d8eddc
 class ImageSet:
     "Images of one size, with labels where there are any. A part of a set shares the whole set's memory."
     def __init__(self,

@@ -50,7 +50,7 @@ def _rgb(img):
         img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
     return img.convert('RGB')
 
-# %% ../nbs/02_folders.ipynb #94df499e
+# %% ../nbs/02_folders.ipynb #e07c3f52
 _LARGE = Lock()    # large images are decoded one at a time: eight of 89 million pixels would fill the memory
 
 def _made(file, make): # a path, or an open file; a function of Pillow's image
@@ -80,6 +80,7 @@ def _reduced(img, size, make): # an opened image; px; a function of an RGB image
         ImageOps.exif_transpose(img, in_place=True)
         return make(_rgb(img))
 
+# %% ../nbs/02_folders.ipynb #94df499e
 def _cut(img, size):
     "The centred square of an opened image, (3, size, size) uint8, or a string that says why not."
     if why := _too_small(img, size): return why

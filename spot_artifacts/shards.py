@@ -265,7 +265,7 @@ def blocks(
             if first < last: yield block, [seed, epoch, k], first, last
             at += n
 
-# %% ../nbs/04_shards.ipynb #5934e15e
+# %% ../nbs/04_shards.ipynb #b1d94f0e
 class _Shards(Dataset):
     "The wanted images of each shard, (n, 3, S, S) uint8."
     def __init__(self, store, wanted): self.store, self.wanted = store, wanted   # ShardStore; of `by_shard`
@@ -306,6 +306,7 @@ class _Reading:
         if self.end: self.end()
         self.batches = None
 
+# %% ../nbs/04_shards.ipynb #5934e15e
 class ShardDL(TensorDL):
     "Training batches of a `ShardSet`, in the order of `blocks`."
     start = None                                # step at which to go on; None: after the last one

@@ -1,10 +1,11 @@
-"`spot-artifacts bench` from the command line; notebook 61 tests what it measures."
+"`spot-artifacts bench` from the command line; notebooks 60 to 63 test what it measures."
 import json
 
 import pytest
 from PIL import Image
 
-from spot_artifacts import speed
+from spot_artifacts import speed, time_to_accuracy
+from spot_artifacts.backbone import LAYERS
 from spot_artifacts.cli import main
 from spot_artifacts.core import RunError, SpotError, device_name
 from spot_artifacts.recipe import Recipe
@@ -50,12 +51,12 @@ def test_a_batch_larger_than_the_set(monkeypatch):
 
 def reached(seconds, fingerprint='f', test_images=2):
     "What `to_accuracy` returns, where the new recipe takes `seconds`."
-    def way(*points): return dict(curve=[dict(seconds=s, probe=dict.fromkeys(speed.LAYERS, a)) for s, a in points])
+    def way(*points): return dict(curve=[dict(seconds=s, probe=dict.fromkeys(LAYERS, a)) for s, a in points])
     ways = dict(old=way((60., 40.), (240., 50.)), new=way((10., 40.), (seconds, 50.)), plain=way((800., 45.)))
-    found = dict(ways=ways, random=dict.fromkeys(speed.LAYERS, 38.), clock='CPU seconds', seconds=240.,
+    found = dict(ways=ways, random=dict.fromkeys(LAYERS, 38.), clock='CPU seconds', seconds=240.,
                  device=device_name('cpu'), protocol=dict(test_images=test_images),
                  data=dict(name='photos', images=9, size=32, fingerprint=fingerprint))
-    return speed._with_ratios(found, 'conv4')
+    return time_to_accuracy._with_ratios(found, 'conv4')
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def asked(monkeypatch):
     def to_accuracy(recipe, images, test, save, **how):
         calls.append(dict(how, recipe=recipe, images=images, test=test))
         return reached(80., images.fingerprint, len(test))
-    monkeypatch.setattr(speed, 'to_accuracy', to_accuracy)
+    monkeypatch.setattr(time_to_accuracy, 'to_accuracy', to_accuracy)
     return calls
 
 
@@ -102,7 +103,7 @@ def test_going_on(asked, photos, tmp_path, fails, succeeds):
 def test_nothing_measured_leaves_no_file(photos, tmp_path, fails, monkeypatch):
     out = tmp_path/'a.json'
     def stopped(*args, **how): raise SpotError('stopped before the first way')
-    monkeypatch.setattr(speed, 'to_accuracy', stopped)
+    monkeypatch.setattr(time_to_accuracy, 'to_accuracy', stopped)
     options = f'bench --to-accuracy --size 32 --device cpu --out {out}'.split()
     for images in (tmp_path/'none', photos):
         fails(*options, '--images', images)
@@ -113,4 +114,4 @@ def test_another_recipe_is_not_gone_on_with():
     images, recipe = toy_images(20, 32, cache=False), Recipe.photos(32, width=.1)
     found = dict(reached(80.), ways=dict(old=dict(recipe=dict(width=.2))))
     with pytest.raises(RunError, match='old: was run with another recipe'):
-        speed.to_accuracy(recipe, images, images, 1, done=found)
+        time_to_accuracy.to_accuracy(recipe, images, images, 1, done=found)

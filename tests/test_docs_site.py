@@ -1,11 +1,19 @@
 "The site: built once, served from this machine, every page opened in a browser at the width of a phone and a desktop."
 import re, subprocess, sys
+from configparser import ConfigParser
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from threading import Thread
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
+import torch
+
+from spot_artifacts.data import to_float
+from spot_artifacts.folders import load_image
+from spot_artifacts.live import answers
+from spot_artifacts.runs import load_weights
 
 LOOK = '''() => {
     const bad = e => e.closest('pre, code, .katex, script, style')
@@ -16,6 +24,7 @@ LOOK = '''() => {
         text: words.join(''),
         ids: all('[id]', e => e.id),
         links: all('a[href]', a => a.href),
+        folds: all('details.code-fold summary', s => s.textContent.trim()),
         targets: all('[src], link[href]', e => e.src || e.href),
         pictures: all('img', i => [i.naturalWidth > 0, i.alt, i.src.slice(0, 80)]),
         formulas: all('.math', m => [
@@ -146,6 +155,13 @@ def test_links_lead_somewhere(pages, site, address):
     assert not complaints(pages, lambda seen: sorted({link for link in seen['links'] if broken(link)}))
 
 
+def test_links_to_its_own_pages_stay_in_the_site(root, pages):
+    settings = ConfigParser()
+    settings.read(root/'settings.ini')
+    own = settings['DEFAULT']['doc_host'] + settings['DEFAULT']['doc_baseurl']
+    assert not complaints(pages, lambda seen: [link for link in seen['links'] if link.startswith(own)])
+
+
 def test_formulas_are_set(pages):
     assert sum(len(seen['formulas']) for seen in pages.values()) > 50
     assert not complaints(pages, lambda seen: [tex for fine, tex in seen['formulas'] if not fine])
@@ -157,36 +173,42 @@ def test_no_sideways_scroll(pages):
     assert not complaints(pages, lambda seen: {width: bad for width, bad in seen['wide'].items() if bad})
 
 
-def test_code_fits_its_column(page, root, address):
-    "At 1300 px all of it, beside its text as well as below; 120 columns are the limit in the notebooks."
-    wide = '''() => {
+def test_code_and_formulas_fit_their_column(page, root, address):
+    "All of it, beside its text as well as below; 120 columns are the limit in the notebooks."
+    too_wide = """() => {
         document.querySelectorAll('details').forEach(d => d.open = true)
-        const code = [...document.querySelectorAll('main pre.sourceCode')]
-        return [code.length, code.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText.slice(0, 60))]
-    }'''
-    for width in 1300, 1700:
-        page.set_viewport_size({'width': width, 'height': 900})
-        for file in (root/'nbs').glob('*.ipynb'):
-            page.goto(f'{address}{file.stem}.html', wait_until='load')
-            found, bad = page.evaluate(wide)
+        const all = [...document.querySelectorAll('main pre.sourceCode, .katex-display')]
+        return [all.length, all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText.slice(0, 60))]
+    }"""
+    for file in (root/'nbs').glob('*.ipynb'):
+        page.goto(f'{address}{file.stem}.html', wait_until='load')
+        for width in 1300, 1536, 1600, 1750, 1920:
+            page.set_viewport_size({'width': width, 'height': 900})
+            found, bad = page.evaluate(too_wide)
             assert found and not bad, f'{file.stem} at {width} px: {bad}'
 
 
-@pytest.mark.parametrize('width', [390, 1300, 1700])
+@pytest.mark.parametrize('width', [390, 1300, 1536, 1920])
 def test_text_stands_beside_its_code(page, address, width):
-    "Where the window is wide; above it elsewhere."
+    "Where the window is wide; above it elsewhere. No text stands beside a fold alone."
     page.set_viewport_size({'width': width, 'height': 900})
     page.goto(f'{address}20_losses.html', wait_until='load')
     pairs = page.eval_on_selector_all('.pair', """pairs => pairs.map(p => {
         const [said, run] = [...p.children].map(e => e.getBoundingClientRect())
-        return [p.children.length, said.right <= run.left && Math.abs(said.top - run.top) < 5, said.bottom <= run.top]
+        return [p.children.length, said.right <= run.left && Math.abs(said.top - run.top) < 5, said.bottom <= run.top,
+                [...p.children[1].querySelectorAll('pre, img, table')].some(e => e.checkVisibility())]
     })""")
     assert len(pairs) > 5
-    assert all(found == 2 and (beside if width == 1700 else above) for found, beside, above in pairs)
+    assert all(found == 2 and shows and (beside if width >= 1536 else above) for found, beside, above, shows in pairs)
+
+
+def test_folds_say_what_is_in_them(pages):
+    assert sum(len(seen['folds']) for seen in pages.values()) > 100
+    assert not complaints(pages, lambda seen: [fold for fold in seen['folds'] if not re.match(r'Code:\s+\w', fold)])
 
 
 def test_plumbing_is_folded(page, address):
-    "A fold says what is in it; the method is open."
+    "The method is open."
     page.goto(f'{address}58_live.html', wait_until='load')
     assert page.locator('details.code-fold').count() > 20
     assert "_LIVE['erase']" in ' '.join(page.locator('details.code-fold summary').all_inner_texts())
@@ -195,11 +217,27 @@ def test_plumbing_is_folded(page, address):
     assert [' '.join(s.split()) for s in summaries] == ['Code: imports']
 
 
-def test_results_link_to_their_files(page, address, site):
-    page.goto(f'{address}59_photographs.html', wait_until='load')
-    links = page.eval_on_selector_all('.how-made a', 'links => links.map(a => a.getAttribute("href"))')
-    files = [link for link in links if link.endswith('.json')]
+@pytest.mark.parametrize('name', ['59_photographs', 'results'])
+def test_results_link_to_files_commits_and_folders(page, address, site, name):
+    page.goto(f'{address}{name}.html', wait_until='load')
+    lines = page.eval_on_selector_all('.how-made, main li:has(> a[href$=".json"])', """lines => lines.map(e => [
+        e.innerText, [...e.querySelectorAll('a')].map(a => [a.innerText, a.getAttribute('href')])])""")
+    links = [link for _, found in lines for link in found]
+    files = [to for _, to in links if to.endswith('.json')]
     assert len(set(files)) > 8 and all((site/file).is_file() for file in files)
+    commits, folders = r'\b[0-9a-f]{10}(?:-dirty)?\b', r'\d+ more'
+    for kind, end in (commits, '/commit/{:.10}'), (folders, '/nbs/results/'):
+        shown = [word for text, _ in lines for word in re.findall(kind, text)]
+        linked = [(word, to) for word, to in links if re.fullmatch(kind, word)]
+        assert sorted(shown) == sorted(word for word, _ in linked) and shown
+        assert all(to.startswith('https://github.com/') and end.format(word) in to for word, to in linked)
+
+
+def test_each_table_of_results_says_how_it_was_made(page, address):
+    "The first one lists all runs; their lines are a list at the end."
+    page.goto(f'{address}results.html', wait_until='load')
+    order = page.eval_on_selector_all('main table, main .how-made', 'all => all.map(e => e.tagName)')
+    assert order.count('TABLE') > 10 and order == ['TABLE'] + ['TABLE', 'DIV']*(order.count('TABLE') - 1)
 
 
 def test_notebooks_can_be_run_and_edited(root, pages, address):
@@ -248,3 +286,25 @@ def test_game(page, address):
         page.wait_for_timeout(50)
         turns += 1
     assert turns >= 20 and len(re.findall(r'\d+', result.inner_text())) >= 2
+
+
+def test_the_live_page_works_from_the_disk(site, browser):
+    "Offline, and its answers are PyTorch's."
+    from test_live import answered, same
+    file = site/'live.html'
+    assert file.stat().st_size < 15e6
+    page, errors = browser.new_page(), []
+    page.on('pageerror', lambda error: errors.append(str(error)))
+    page.context.set_offline(True)
+    page.goto(file.as_uri(), wait_until='load')
+    answered(page)
+    page.fill('#theta', '50')
+    answered(page)
+    found = page.evaluate('Object.fromEntries(Object.entries(shown).map(([k, v]) => [k, v.length ? [...v] : v]))')
+    x = torch.tensor(page.evaluate('[...pixels]')).view(1, 3, 64, 64)
+    page.close()
+    mask = torch.tensor(found['kept']).float().view(1, 1, 8, 8)
+    assert 0 < (mask == 0).sum() < mask.numel() and found['seconds'] > 0 and not errors
+    picture = load_image(files('spot_artifacts')/'photographs/cat.jpg', 64)
+    assert (to_float(picture[None]) - x).abs().mean() < .1, 'the first picture'
+    same(found, answers(load_weights('photos-64'), x, mask), 1e-2)

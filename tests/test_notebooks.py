@@ -1,5 +1,6 @@
 "What all notebooks have in common: lines that say how a result was made, a way to run in Colab, and a size."
-import json, os, re, shutil, subprocess, sys, sysconfig
+import base64, json, os, re, shutil, subprocess, sys, sysconfig
+from configparser import ConfigParser
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,7 +12,8 @@ NOTEBOOKS = sorted(NBS.glob('*.ipynb'))
 COLAB = """#| hide
 #| eval: false
 ! [ -e /content ] && git clone -q --depth 1 https://github.com/spot-artifacts/spot_artifacts /tmp/clone \\
-  && pip install -q /tmp/clone && cp -r /tmp/clone/nbs/results .  # in Colab only"""
+  && pip install -q {} && cp -r /tmp/clone/nbs/results .  # in Colab only"""
+EXTRAS = dict(cv2='cv', onnx='onnx', onnxruntime='onnx', webdataset='shards')     # Colab has what the others install
 RESULTS = sorted(f.relative_to(NBS/'results').as_posix() for f in (NBS/'results').rglob('*.json')
                  if f.name not in ('commands.json', 'recipe.json'))
 
@@ -62,15 +64,33 @@ def test_sizes():
 
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda f: f.stem)
-def test_second_cell_installs_in_colab(notebook):
+def test_pictures_in_outputs_are_small(notebook):
+    for cell in cells(notebook):
+        for kind, data in [item for o in cell.get('outputs', ()) for item in o.get('data', {}).items()]:
+            if kind in ('image/png', 'image/jpeg'): assert len(base64.b64decode(data)) <= 300_000, cell.id
+
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda f: f.stem)
+def test_second_cell_installs_in_colab(root, notebook):
+    "With the extras whose packages the notebook imports."
     assert [i for i, c in enumerate(cells(notebook)) if '/content' in c.source] == [1]
-    assert cells(notebook)[1].source == COLAB
+    found = cells(notebook)[1].source
+    what = re.search('pip install -q (.*?) &&', found)[1]
+    assert found == COLAB.format(what)
+    named = re.fullmatch(r"/tmp/clone|'/tmp/clone\[([\w,]+)\]'", what)[1]
+    settings = ConfigParser()
+    settings.read(root/'settings.ini')
+    named = set(named.split(',')) if named else set()
+    assert all(f'{extra}_requirements' in settings['DEFAULT'] for extra in named)
+    code = '\n'.join(c.source for c in cells(notebook) if c.cell_type == 'code')
+    imported = re.findall(rf'\b(?:import|from) ({"|".join(EXTRAS)})\b', code)
+    assert {EXTRAS[package] for package in imported} <= named
 
 
 def test_colab_cell_installs(root, tmp_path):
     "Where there is a /content, the cell's command leaves the library and the files of results; elsewhere nothing."
     if not (root/'.git').exists(): pytest.skip('not a clone')
-    command = COLAB.split('\n', 2)[2].removeprefix('! ')
+    command = COLAB.format("'/tmp/clone[cv,onnx]'").split('\n', 2)[2].removeprefix('! ')
     venv, clone = tmp_path/'venv', tmp_path/'clone'
     subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
     site, = venv.glob('lib/python*/site-packages')

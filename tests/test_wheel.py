@@ -9,6 +9,7 @@ import pytest
 from conftest import skip_or_fail
 from images import write_images
 
+BENCHMARK = 'plain', 'roofline', 'speed', 'time_to_accuracy'     # the modules that are not installed
 NEWEST = ['fastai', 'fastcore>=2']  # a floor, so that the borrowed fastcore is never enough
 
 
@@ -72,7 +73,7 @@ print(json.dumps([sorted(f.relative_to(folder).as_posix() for f in folder.rglob(
                   [sorted(f.name for f in (folder/data).iterdir()) for data in ("ort", "photographs")]]))'''
     modules, names, others, data = json.loads(run(installed/'python', '-c', code, cwd=tmp_path))
     own = root/'spot_artifacts'
-    wanted = {f.relative_to(own).as_posix() for f in own.rglob('*.py')} - {'speed.py'}
+    wanted = {f.relative_to(own).as_posix() for f in own.rglob('*.py')} - {f'{name}.py' for name in BENCHMARK}
     assert modules == sorted(wanted) and not others
     assert data == [sorted(f.name for f in (own/name).iterdir()) for name in ('ort', 'photographs')]
     run(installed/'python', '-c', f'from spot_artifacts import {", ".join(names)}', cwd=tmp_path)

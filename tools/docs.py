@@ -2,7 +2,7 @@
 
 Needs neither Quarto nor the network. Only notebooks with an `#| exec_doc` cell are run: they show results files."""
 import ast, dataclasses, json, re, shutil, sys, tempfile
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 
 if sys.version_info < (3, 11):
@@ -24,29 +24,40 @@ NBS, OUT, KATEX = ROOT/'nbs', ROOT/'_docs', ROOT/'tools/katex'
 CFG = get_config(cfg_name='settings.ini', path=ROOT)
 BLOB = f'{CFG.git_url}/blob/{CFG.branch}'
 COLAB = f'https://colab.research.google.com/github/{CFG.user}/{CFG.repo}/blob/{CFG.branch}'
+OWN = f'{CFG.doc_host}{CFG.doc_baseurl}/'
 RUN_IT = (f'::: {{{{.run-it}}}}\n[Open in Colab]({COLAB}/nbs/{{0}}) · [the notebook on GitHub]({BLOB}/nbs/{{0}})\n:::')
 
 
 def relink(text):
-    "Pictures of the project's images/ lie in the site; its other files are links to the repository."
+    "The site's own pages and pictures of the project's images/ lie in the site; other files are in the repository."
     def target(path):
         return path[3:] if path.startswith('../images/') else f'{BLOB}/{path[3:]}'
+    text = re.sub(rf'(\]\(|\bhref="){re.escape(OWN)}', r'\1./', text)
     return LINK.sub(lambda m: m[1] + (target(m[2]) if m[2].startswith('../') else m[2]), text)
 
 
 def muted(text):
-    "A line that says how a result was made steps back behind the result."
+    "A line that says how a result was made steps back behind it; its commits and folders lead to the repository."
+    def linked(line):
+        line = re.sub(r'`([0-9a-f]{10})(-dirty)?`', rf'[\g<0>]({CFG.git_url}/commit/\1)', line[0])
+        folders = f'{CFG.git_url}/tree/{CFG.branch}/nbs'
+        return re.sub(r'(\((results/[^)]*?)[^/)]*\) and )(\d+ more)', rf'\1[\3]({folders}/\2)', line)
+    text = re.sub(r'^(\*How was this made\?\*|- \[).*$', linked, text, flags=re.MULTILINE)
     return re.sub(r'^\*How was this made\?\*.*$', r'::: {.how-made}\n\g<0>\n:::', text, flags=re.MULTILINE)
+
+
+# What a fold is named after: its functions, classes and constants; if these are private, they; else what it calls.
+NAMES = (r"^(?:def|class) ([A-Za-z]\w*)|^(_?[A-Z]{3,}(?:\['\w+'\])?) \+?=", r'^(?:def|class) (\w+)()', r'^([\w.]+)()\(')
 
 
 def named_fold(source):
     "A folded cell, whose summary says what is in it. `#| fold` is for exported cells: Quarto's own would be exported."
     rest = re.sub(r'^#\| (?:fold|code-fold: true)\n', '', source, flags=re.MULTILINE)
     if rest == source: return source
-    found = re.findall(r"^(?:def|class) ([A-Za-z]\w*)|^(_?[A-Z]{3,}(?:\['\w+'\])?) \+?=", source, re.MULTILINE)
+    found = next(filter(None, (re.findall(kind, source, re.MULTILINE) for kind in NAMES)), [])
     names = list(dict.fromkeys(a or b for a, b in found))
     summary = ', '.join(names[:4]) + ', ...'*(len(names) > 4)
-    return f'#| code-fold: true\n#| code-summary: "Code{": "*bool(names)}{summary}"\n{rest}'
+    return f'#| code-fold: true\n#| code-summary: "Code: {summary}"\n{rest}'
 
 
 def only_imports(cell):
@@ -92,14 +103,20 @@ def split_heading(text):
     return '\n'.join(lines[:cut]), '\n'.join(lines[cut:])
 
 
+def is_line(cell):
+    "Does the page show no more of the cell than the line of a fold?"
+    return not cell.source.strip() or 'code-fold: true' in cell.source and not cell.outputs
+
+
 def beside(cells):
     "Puts text and the code that follows it into one div, so that a wide window can show them side by side."
     out, close = [], '\n'.join(['::::::', '', ':::::::'])
     is_open = False
-    for cell, after in zip(cells, [*cells[1:], None]):
+    for i, cell in enumerate(cells):
         if cell.cell_type == 'markdown' and is_open: out, is_open = [*out, new_markdown_cell(close)], False
         out.append(cell)
-        if cell.cell_type != 'markdown' or after is None or after.cell_type != 'code': continue
+        run = list(takewhile(lambda c: c.cell_type == 'code', cells[i + 1:])) if cell.cell_type == 'markdown' else []
+        if all(map(is_line, run)): continue
         above, text = split_heading(cell.source)
         if not text.strip() or re.search(r'^(```|\||!\[|:::)', text, re.MULTILINE): continue     # as wide as it can be
         cell.source = f'{above}\n\n::::::: {{.pair}}\n\n:::::: {{.said}}\n\n{text}\n\n::::::\n\n:::::: {{.run}}\n'

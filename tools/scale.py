@@ -50,7 +50,7 @@ def shards(images, n=6000, px=64, batch=128):
     from spot_artifacts.folders import folder_images, list_images
     from spot_artifacts.recipe import Recipe
     from spot_artifacts.shards import shard_images, ShardDL, write_shards
-    from spot_artifacts.speed import _FileDL
+    from spot_artifacts.plain import FileDL
     import torch
     steps = n//batch - 1
     tmp, files = Path(tempfile.mkdtemp()), list_images(images)
@@ -72,7 +72,7 @@ def shards(images, n=6000, px=64, batch=128):
                 start, data = seconds(lambda: folder_images(tmp, px, progress=False))
                 add(name, start, TensorDL(data, batch, shuffle=True, steps=steps), megabytes(cache))
         still = Recipe.small(px, area=(1., 1.), aspect=(1., 1.), flip=0., brightness=0., saturation=0.)
-        add('file by file', 0, _FileDL(list_images(tmp), still, batch, steps, torch.device('cpu')), 0)
+        add('file by file', 0, FileDL(list_images(tmp), still, batch, steps, torch.device('cpu')), 0)
     ways = {name: {k: median(r[k] for r in rounds) for k in rounds[0]} | dict(rounds=rounds)
             for name, rounds in found.items()}
     shutil.rmtree(tmp)

@@ -27,7 +27,7 @@ from ..data import random_order
 from .voc import (average_precision, batch_rows, fc67, mean_of_classes, precision_recall,
                                          rescale_fc, some_squares, train_sgd, transfer_convs)
 
-# %% ../../nbs/34_detection.ipynb #1df342c8
+# %% ../../nbs/34_detection.ipynb #c52e7a90
 def _search(image, mode): # (3, H, W) uint8; 'fast' or 'quality'
     "OpenCV's boxes, (n, 4) int32: left, top, right, bottom edge. SpotError without OpenCV's contrib part."
     try: from cv2.ximgproc.segmentation import createSelectiveSearchSegmentation
@@ -47,6 +47,7 @@ def _kept(file): # of the cache
     except (OSError, ValueError, EOFError): return None
     return found if found.dtype == np.int32 and found.ndim == 2 and found.shape[1] == 4 else None
 
+# %% ../../nbs/34_detection.ipynb #1df342c8
 def propose(
     image,          # (3, H, W) uint8
     mode='fast',    # 'fast', or 'quality', with some four times as many boxes and seconds
@@ -198,6 +199,7 @@ DETECT = dict(
     small=dict(steps=1500, batch=4, lr=.01, every=500, factor=.5, width=256, dropout=0., mode='quality', least=12,
                rois=64, scales=(80, 112, 96), largest=200))
 
+# %% ../../nbs/34_detection.ipynb #d88f13b6
 @torch.no_grad()
 def _start(net, data, proposals, rows): # FastRCNN, changed in place; `VOCBoxes`; of each picture; which of them
     "Data-dependent start of fc6 and fc7, on proposals of some pictures."
