@@ -261,11 +261,12 @@ button:focus-visible,.button:focus-within,input:focus-visible{outline:3px solid 
 .button input{position:absolute;width:1px;height:1px;opacity:0}
 .tabs{display:flex;gap:.4rem;border-bottom:3px solid var(--blue)}
 .tabs button{border-bottom:0;border-radius:.5rem .5rem 0 0;flex:0 1 16rem;padding:.4rem .3rem;white-space:nowrap}
+@media(max-width:22rem){.tabs button{white-space:normal}}
 .tabs [aria-selected=true]{background:var(--blue);color:#fff;font-weight:600}
 .choosing{display:flex;flex-wrap:wrap;align-items:center;gap:.4rem 1rem;margin-bottom:.7rem}
 .choosing p{margin:0}
-.pictures{display:grid;grid-template-columns:repeat(6,3.2rem);gap:.4rem}
-.pictures button{padding:.15rem}
+.pictures{display:flex;flex-wrap:wrap;gap:.4rem}
+.pictures button{width:3.2rem;padding:.15rem}
 .pictures button[aria-pressed=true]{outline:3px solid var(--focus)}
 .pictures img{aspect-ratio:1;object-fit:cover}
 canvas{display:block;width:100%;aspect-ratio:1;border-radius:.3rem;background:var(--card)}

@@ -382,7 +382,7 @@ def test_without_webassembly_it_says_so(browser, file):
 
 
 @pytest.mark.parametrize('scheme', ['dark', 'light'])
-@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize('width', [320, 390, 1280])
 def test_fits_and_can_be_read(page, width, scheme):
     page.set_viewport_size(dict(width=width, height=800))
     page.emulate_media(color_scheme=scheme)
