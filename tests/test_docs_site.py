@@ -282,7 +282,7 @@ def test_game(page, address):
     assert page.locator('#real').is_visible() and page.locator('#corrupt').is_visible()
     result, turns = page.locator('#result'), 0
     while not result.is_visible() and turns < 100:
-        page.keyboard.press('rc'[turns % 2])
+        page.keyboard.press('rncn'[turns % 4])
         page.wait_for_timeout(50)
         turns += 1
     assert turns >= 20 and len(re.findall(r'\d+', result.inner_text())) >= 2

@@ -7,10 +7,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from spot_artifacts import live
 from spot_artifacts.cli import main
+from spot_artifacts.damage import draw_mask
 from spot_artifacts.data import to_float
-from spot_artifacts.live import answers, compact, graphs
+from spot_artifacts.live import answers, compact, graphs, write_live
 from spot_artifacts.runs import load_weights
+from spot_artifacts.toy import toy_images
 
 pytest.importorskip('onnxscript')
 ort = pytest.importorskip('onnxruntime')
@@ -109,7 +112,7 @@ def pages_answer(page, switches):
 
 def test_the_keyboard_erases_and_the_answers_are_pytorchs(page, players, models):
     "The engine may add 1e-4, and weights of two bytes 1e-2."
-    page.focus('#theta')
+    page.focus('#random')
     page.keyboard.press('Shift+Tab')
     assert page.evaluate('document.activeElement.parentElement.id') == 'grid', 'the grid is one stop'
     moves = ['ArrowUp', 'ArrowLeft']*8      # to the corner, wherever the last test was, and not beyond
@@ -128,11 +131,32 @@ def test_the_keyboard_erases_and_the_answers_are_pytorchs(page, players, models)
         said = 'real' if found['fake'] > .5 else 'corrupt'
         assert f' {said}, {100*max(found["fake"], 1 - found["fake"]):.0f} % sure, and the replica ' in verdict
         right = len({0, 9} & {*np.argsort(found['map'])[-2:]})
-        assert 'You erased 2 of 64 entries' in verdict and f'of the 2 that C suspects most, {right} w' in verdict
+        assert 'Erased: 2 of 64 entries' in verdict and f'of the 2 that C suspects most, {right} w' in verdict
+
+
+def test_it_opens_with_the_same_random_mask(opened, players):
+    opened.reload(wait_until='load')
+    answered(opened)
+    mask = draw_mask(1, players.recipe.grid, players.recipe.drop_rate, torch.Generator().manual_seed(0))
+    assert erased(opened) == (mask.flatten() == 0).tolist() and opened.url.endswith('#')
+
+
+def test_float32_weights_give_pytorchs_answers(browser, players, tmp_path, monkeypatch):
+    monkeypatch.setattr(live, 'compact', lambda model: model)
+    write_live(players, toy_images(2, 32, cache=False).images, tmp_path/'live.html', home='../index.html')
+    page = browser.new_page()
+    page.goto((tmp_path/'live.html').as_uri(), wait_until='load')
+    answered(page)
+    mask = 1 - torch.tensor(erased(page)).float().view(1, 1, 8, 8)
+    for switches in SWITCHES:
+        same(pages_answer(page, switches), answers(players, offered(page), mask, **switches), 1e-4)
+    assert page.locator('header a').get_attribute('href') == '../index.html'
+    page.close()
 
 
 def test_it_is_heard(page):
     assert page.get_attribute('#verdict', 'aria-live') == 'polite' and page.get_attribute('#problem', 'role') == 'alert'
+    assert page.locator('[aria-busy] #verdict').count() == 0, 'what is busy is not read'
     assert 'Nothing is erased yet' in page.inner_text('#verdict')
     named = page.eval_on_selector_all('canvas', 'all => all.map(c => c.getAttribute("aria-label"))')
     assert len(named) == 8 and all(named) and page.get_attribute('#said', 'aria-live') == 'polite'
@@ -164,6 +188,24 @@ def test_a_pointer_draws(page):
     assert [k for k, e in enumerate(erased(page)) if e] == [9, 10]
     answered(page)
     assert page.evaluate('shown.kept.indexOf(0)') == 9
+
+
+def test_a_finger_draws(browser, file):
+    "The page does not scroll under it."
+    context = browser.new_context(viewport={'width': 390, 'height': 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(file.as_uri(), wait_until='load')
+    answered(page)
+    page.tap('#clear')
+    page.locator('#picture').evaluate('board => board.scrollIntoView()')
+    before, send = page.evaluate('scrollY'), context.new_cdp_session(page).send
+    for kind, at in ('Start', [17]), ('Move', [18]), ('Move', [19]), ('Move', [27]), ('End', []):
+        points = [dict(zip('xy', centre(page, k))) for k in at]
+        send('Input.dispatchTouchEvent', dict(type=f'touch{kind}', touchPoints=points))
+    page.tap('#grid button >> nth=33')
+    assert [k for k, e in enumerate(erased(page)) if e] == [17, 18, 19, 27, 33]
+    assert page.evaluate('scrollY') == before
+    context.close()
 
 
 def test_random_masks_grow_with_theta(page):
@@ -340,7 +382,7 @@ def test_without_webassembly_it_says_so(browser, file):
 
 
 @pytest.mark.parametrize('scheme', ['dark', 'light'])
-@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize('width', [320, 390, 1280])
 def test_fits_and_can_be_read(page, width, scheme):
     page.set_viewport_size(dict(width=width, height=800))
     page.emulate_media(color_scheme=scheme)
@@ -357,6 +399,23 @@ def test_fits_and_can_be_read(page, width, scheme):
     assert (min(papers) > 230 and max(inks) < 100) if scheme == 'light' else (max(papers) < 60 and min(inks) > 180)
 
 
+@pytest.mark.parametrize('width, height, seen', [
+    (1280, 800, 'grid verdict replica damaged repaired map repair gate twice random clear theta'),
+    (390, 844, 'grid verdict repaired')])
+def test_cause_and_effect_on_one_screen(browser, file, width, height, seen):
+    "On a wide screen without scrolling; on a phone when the board has been scrolled to the top."
+    page = browser.new_page(viewport=dict(width=width, height=height))
+    page.goto(file.as_uri(), wait_until='load')
+    answered(page)
+    if width < 900: page.locator('#grid').evaluate('grid => grid.scrollIntoView()')
+    for id in seen.split():
+        box = page.locator(f'#{id}').bounding_box()
+        assert box['y'] > -1 and box['y'] + box['height'] <= height, id
+        at = f'document.elementFromPoint({box["x"] + 9}, {box["y"] + box["height"] - 9})'
+        assert page.evaluate(f'$("{id}").contains({at})'), f'{id} is covered'
+    page.close()
+
+
 def test_one_small_file_that_asks_nobody(opened, file):
     assert file.stat().st_size < 15e6 and opened.errors == []
-    assert [url for url in opened.requested if not url.startswith(('data:', 'blob:'))] == [file.as_uri()]
+    assert {url for url in opened.requested if not url.startswith(('data:', 'blob:'))} == {file.as_uri()}

@@ -147,7 +147,8 @@ def live(site):
     "The page on which you damage a picture and play, for the package's networks."
     about = ('These networks learned from 60,000 photographs of 64 x 64 px (Tiny ImageNet). The pictures offered '
              'here are not among them.')
-    write_live(load_weights('photos-64'), photographs(), site/'live.html', about, still='game/index.html')
+    write_live(load_weights('photos-64'), photographs(), site/'live.html', about, still='game/index.html',
+               home='index.html')
 
 
 def gather(site):
