@@ -308,7 +308,7 @@ def cmd_game(
     check_out(out, images)
     players, data = run_and_images(run, images, seed, strict, device)
     place = next_free(out)
-    write_game(players, data[:20].images, place, seed)
+    write_game(players, data[:60].images, place, seed)
     print(f'{place}/index.html: open it in a browser; it needs no network')
 
 def cmd_live(
