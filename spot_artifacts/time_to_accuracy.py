@@ -166,7 +166,7 @@ def to_accuracy(
 
 # %% ../nbs/63_time_to_accuracy.ipynb #fd8ea0d0
 def accuracy_words(found): # of `to_accuracy`
-    "What came out, in two lines."
+    "What came out, in words."
     def words(name, reference):
         ratio, least = found['ratio'][name], 'at least '*(name in found['at_least'])
         if ratio is None: return f'no ratio to {reference}'
