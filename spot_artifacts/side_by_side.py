@@ -376,6 +376,7 @@ def same_minutes(
     if any('times' in r['identity']['setup'] for r in results):
         raise SpotError('these runs had the same minutes already')
     if len(took) < 2: raise SpotError('seconds of two systems or more are needed to give all the same minutes')
+    took = {name: max(seconds, .1) for name, seconds in took.items()}      # files have tenths of a second
     return {name: round(max(took.values())/seconds, 2) for name, seconds in took.items()}
 
 def plot_seconds(
