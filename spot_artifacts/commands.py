@@ -299,16 +299,16 @@ def cmd_game(
     run,
     images:DIR=None,     # folder of images that the run has not learned from (default: drawn images)
     out:NEW_DIR='game',  # folder for the page
-    seed=0,              # seed of the choice of images, masks and coins
+    seed=0,              # seed of the choice of images, and of masks
     strict=False,
     device='auto'
 ):
-    "Write a page on which you spot artifacts against the discriminator of a run."
+    "Write a page on which you spot artifacts against the discriminator of a run; its pictures are made beforehand."
     from spot_artifacts.game_page import write_game
     check_out(out, images)
     players, data = run_and_images(run, images, seed, strict, device)
     place = next_free(out)
-    write_game(players, data[:60].images, place, seed)
+    write_game(players, data[:24].images, place, seed)
     print(f'{place}/index.html: open it in a browser; it needs no network')
 
 def cmd_live(

@@ -18,7 +18,7 @@ from .core import atomic_write, SpotError
 from .data import to_float
 from .transfer.finetune import to_onnx
 from .report import render
-from .game_page import data_uri
+from .game_page import damages, data_uri, GAME, levels
 
 # %% ../nbs/58_live.ipynb #54a57a38
 def photographs():
@@ -89,8 +89,7 @@ def graphs(
     players      # TwoPlayers
 )->dict:         # {'encode' | 'decode' | 'judge': onnx.ModelProto}, for one image at a time, float32
     "E, D with R, and C as ONNX graphs. SpotError for a run that drops nothing, or without the packages."
-    if players.generator: raise SpotError('the fakes of this run come from a GAN, which damages no picture. '
-                                          'To fix: take a run with damage and repair.')
+    damages(players)
     players, r = deepcopy(players).cpu().float().eval().requires_grad_(False), players.recipe
     image, mask = torch.zeros(1, 3, r.size, r.size), torch.ones(1, 1, r.grid, r.grid)
     switches = dict(repair=torch.ones(1), gate=torch.ones(1))   # one tensor for both would be one input
@@ -137,7 +136,7 @@ _LIVE['page'] = """
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:;
  script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:">
 {% endblock %}
-{% block more_style %}{% include 'live_style' %}{% include 'play_style' %}{% endblock %}
+{% block more_style %}{% include 'game_style' %}{% include 'live_style' %}{% endblock %}
 {% block main %}
 <header><h1>Spot the artifact</h1>
 {% if home %}<a href="{{ home }}">What this is: the project's pages</a>{% endif %}</header>
@@ -158,9 +157,9 @@ _LIVE['page'] = """
 {% for name, text in packed.items() %}
 <script id="{{ name }}" type="text/plain">{{ text }}</script>
 {% endfor %}
-<script>{% include 'engine_script' %}{% include 'board_script' %}{% include 'outcome_script' %}
-{% include 'pictures_script' %}{% include 'damage_script' %}{% include 'round_script' %}{% include 'score_script' %}
-{% include 'start_script' %}</script>
+<script>{% include 'board_script' %}{% include 'picture_script' %}{% include 'engine_script' %}
+{% include 'files_script' %}{% include 'damage_script' %}{% include 'round_script' %}{% include 'fresh_script' %}
+{% include 'score_script' %}{% include 'start_script' %}</script>
 {% endblock %}
 """.lstrip()
 
@@ -232,33 +231,15 @@ Artifacts" (CVPR 2018), and the three switches are columns (c), (d) and (e) of t
 <p>{{ about }} C has {{ '%g' % width }} of the paper's width. In training {{ theta }} % of the entries were erased, by
 chance, and all was repaired once: what else is done here is new to C. When little is erased it notices little.</p>
 <p>Everything is computed on your device, by ONNX Runtime Web. The page cannot send anything: its policy forbids it.</p>
-{% if credits %}
-<p class="credits">Photographs, cropped and made smaller:
-{% for photo in credits %}
-<a href="{{ photo.source }}">{{ photo.name }}</a> by {{ photo.by }}
-(<a href="{{ photo.terms }}">{{ photo.license }}</a>)
-{{- '.' if loop.last else ',' }}
-{% endfor %}
-</p>
-{% endif %}
+{% include 'credits' %}
 <details><summary>License of ONNX Runtime Web</summary><pre>{{ license }}</pre></details>
 </section>
 """
 
 # %% ../nbs/58_live.ipynb #8fbfb622
 _LIVE['live_style'] = """
-:root{--green:#1b7f3b;--red:#c81e2a;--blue:#2458a6;--focus:#2f7de1}
 body{max-width:76rem;padding-top:.8rem}
-header{display:flex;flex-wrap:wrap;justify-content:space-between;align-items:baseline;gap:0 1rem;margin-bottom:.5rem}
-h1{font-size:1.6rem;margin:0}
-h2:first-child{font-size:1.1rem;margin:0 0 .3rem;border:0;padding:0}
-a{color:inherit}
 .lead{margin:.6rem 0;line-height:1.45}
-button,.button,select{font:inherit;min-height:2.6rem;border:1px solid var(--line);border-radius:.5rem}
-button,.button,select{background:var(--card);color:var(--ink);padding:.4rem .9rem}
-button,.button{cursor:pointer;display:inline-block}
-button:focus-visible,.button:focus-within,input:focus-visible{outline:3px solid var(--focus);outline-offset:2px}
-.button input{position:absolute;width:1px;height:1px;opacity:0}
 .tabs{display:flex;gap:.4rem;border-bottom:3px solid var(--blue)}
 .tabs button{border-bottom:0;border-radius:.5rem .5rem 0 0;flex:0 1 16rem;padding:.4rem .3rem;white-space:nowrap}
 @media(max-width:22rem){.tabs button{white-space:normal}}
@@ -269,7 +250,6 @@ button:focus-visible,.button:focus-within,input:focus-visible{outline:3px solid 
 .pictures button{width:3.2rem;padding:.15rem}
 .pictures button[aria-pressed=true]{outline:3px solid var(--focus)}
 .pictures img{aspect-ratio:1;object-fit:cover}
-canvas{display:block;width:100%;aspect-ratio:1;border-radius:.3rem;background:var(--card)}
 #theta{width:100%;margin:0}
 .switches label{display:block;line-height:1.3;padding:.3rem 0}
 .switches input{width:1.2rem;height:1.2rem;vertical-align:-.2rem}
@@ -277,11 +257,7 @@ canvas{display:block;width:100%;aspect-ratio:1;border-radius:.3rem;background:va
 
 # %% ../nbs/58_live.ipynb #1f03dcfb
 _LIVE['live_style'] += """
-.verdict{background:var(--card);border:1px solid var(--line);border-radius:.5rem;margin:0;padding:.7rem 1rem}
 [role=alert]:not(:empty){border-left:.35rem solid var(--red);background:var(--card);padding:.5rem .8rem}
-.figures{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}
-figure{margin:0}
-figcaption{margin-top:.2rem;font-size:.85rem;line-height:1.3}
 .bench{display:grid;grid-template:auto 1fr/21rem minmax(0,1fr);grid-template-areas:'erase answer' 'erase more'}
 .bench{gap:.8rem 2rem}
 .bench p{margin:.6rem 0}
@@ -291,12 +267,7 @@ figcaption{margin-top:.2rem;font-size:.85rem;line-height:1.3}
 .answer h2{grid-area:1/2}
 .bench .verdict{grid-area:2/2;margin:0;align-self:start;font-size:1.15rem}
 .bench .figures{grid-area:more;grid-template-columns:repeat(4,minmax(0,1fr))}
-.two{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));column-gap:2rem}
-@media(max-width:44rem){.two{grid-template-columns:minmax(0,1fr)}}
-#explained,#other{margin-top:1.5rem}
-.credits,pre{font-size:.85rem}
-pre{white-space:pre-wrap}
-[hidden]{display:none!important}
+#explained{margin-top:1.5rem}
 """
 
 # %% ../nbs/58_live.ipynb #5d0c61ab
@@ -313,82 +284,17 @@ html{scroll-padding-bottom:9rem}
 .answer figcaption{display:none}
 .bench .figures{grid-template-columns:1fr 1fr;margin-top:.8rem}
 }
-.board{position:relative;user-select:none;-webkit-user-select:none}
-.board div{position:absolute;inset:0;display:grid;grid-template-columns:repeat(var(--side),1fr);touch-action:none}
-.board button{min-height:0;padding:0;border:1px solid #fff6;border-radius:0;background:none;cursor:crosshair}
-.board button[aria-pressed=true]{background:repeating-linear-gradient(45deg,#000c 0 4px,#555c 4px 8px)}
-.board button:focus-visible{z-index:1;outline-offset:-1px;box-shadow:0 0 0 5px #fff}
 """
 
-# %% ../nbs/58_live.ipynb #3a158a09
-_LIVE['play'] = """
-<section aria-labelledby="task">
-<h2 id="task" tabindex="-1" aria-describedby="rule">Opening the networks</h2>
-<p id="rule"></p>
-<div class="two"><div>
-<div class="board"><canvas id="seen" role="img" aria-label="the picture in question"></canvas>
-<div id="marks" role="group" data-word="damaged" hidden aria-label="{{ facts.grid }} by {{ facts.grid }} squares.
- Arrow keys move, space marks."></div></div>
-<p id="score" class="count"></p>
-</div><div id="turn" aria-busy="true">
-<div id="choices" class="choices"><button id="real" aria-keyshortcuts="r">real<kbd>R</kbd></button>
-<button id="corrupt" aria-keyshortcuts="c">corrupt<kbd>C</kbd></button></div>
-<button id="done" aria-keyshortcuts="d" hidden>That is where<kbd>D</kbd></button>
-<p id="said" class="verdict" aria-live="polite"></p>
-<button id="next" aria-keyshortcuts="n" hidden>Next picture<kbd>N</kbd></button>
-<div id="solution" class="figures" hidden>
-<figure><canvas id="before" role="img" aria-label="before"></canvas><figcaption id="was"></figcaption></figure>
-<figure id="places"><canvas id="found" role="img" aria-label="where it is damaged, and where C suspects it"></canvas>
-<figcaption id="key"></figcaption></figure>
-</div></div></div>
-</section>
-{% include 'setup' %}
-"""
-
-# %% ../nbs/58_live.ipynb #52fd6a8f
-_LIVE['setup'] = """
-<section aria-labelledby="other">
-<h2 id="other">Another game</h2>
-<fieldset><legend>What is asked?</legend>
-<label><input type="radio" name="mode" id="whether" checked> Real or corrupt?</label>
-<label><input type="radio" name="mode" id="where"> Where is the damage?</label></fieldset>
-<p><label for="level">Level:</label> <select id="level">
-{% for share in levels %}
-<option value="{{ share }}"{% if share == theta %} selected{% endif %}>{{ share }} % erased
-{%- if share == theta %}, as in training{% endif %}</option>
-{% endfor %}
-</select> The less is erased, the harder.</p>
+# %% ../nbs/58_live.ipynb #45e31395
+_LIVE['own'] = """
 <p><label class="button">Play with photographs of your own
 <input id="files" type="file" accept="image/*" multiple></label> Choose several. They do not leave your device.</p>
 <p id="trouble" role="alert"></p>
-</section>
-"""
-
-# %% ../nbs/58_live.ipynb #2e171f1e
-_LIVE['play_style'] = """
-#play{padding-top:1rem;scroll-margin-top:50rem}
-#play h2{font-size:1.3rem}
-#task{margin:0 0 .6rem;border:0;padding:0}
-#task:focus{outline:none}
-.count{color:var(--soft);margin:.4rem 0}
-.choices{display:grid;grid-template-columns:1fr 1fr;gap:.8rem;margin-bottom:1rem}
-.choices button,#next,#done{font-weight:600;min-height:3.4rem;color:#fff;border:0}
-#real{background:var(--green)}#corrupt{background:var(--red)}
-#next,#done{background:var(--blue);width:100%;margin-bottom:1rem}
-#play .board{max-width:22rem;margin:auto}
-kbd{font:inherit;font-size:.85em;border:1px solid #fff9;border-radius:.25rem;padding:0 .35em;margin-left:.4em}
-fieldset{border:1px solid var(--line);border-radius:.5rem;margin:0 0 1rem}
-fieldset label{display:block;padding:.35rem 0}
-fieldset input{width:1.2rem;height:1.2rem;vertical-align:-.2rem}
-#turn .verdict{min-height:5rem;margin-bottom:1rem}
-#turn .verdict:empty{min-height:0;padding:0;margin:0;border-color:transparent;background:none}
-#rule{margin:0 0 .6rem;line-height:1.4}
-.board #marks button[aria-pressed=true]{background:#2f7de188;border:2px solid #fff}
 """
 
 # %% ../nbs/58_live.ipynb #cb226c0e
 _LIVE['engine_script'] = """
-const $ = id => document.getElementById(id), facts = JSON.parse($('facts').textContent), {size, grid} = facts
 const sessions = {}, address = bytes => URL.createObjectURL(new Blob([bytes], {type: 'text/javascript'}))
 
 async function unpack(id) {
@@ -437,113 +343,6 @@ async function compute(pixels, kept, repair, gate, times) {
 
 let last = Promise.resolve()                      // a session runs once at a time
 function answers(...given) { return last = last.catch(() => {}).then(() => compute(...given)) }
-
-function suspects(map, k) {                       // 1 where P(dropped) is among the k largest
-  const order = [...map.keys()].sort((a, b) => map[b] - map[a]), found = new Uint8Array(map.length)
-  for (const at of order.slice(0, k)) found[at] = 1
-  return found
-}
-"""
-
-# %% ../nbs/58_live.ipynb #505f8495
-_LIVE['board_script'] = """
-function makeBoard(root, changed) {
-  const marked = new Uint8Array(grid*grid)
-  let at = 0, stroke = null, pointed = false
-  const cells = [...marked].map((_, k) => {
-    const cell = document.createElement('button')
-    cell.tabIndex = k ? -1 : 0
-    cell.setAttribute('aria-label', `row ${Math.floor(k/grid) + 1}, column ${k % grid + 1}, ${root.dataset.word}`)
-    cell.setAttribute('aria-pressed', false)
-    return cell
-  })
-  root.style.setProperty('--side', grid)
-  root.append(...cells)
-
-  function set(k, yes) {
-    marked[k] = yes
-    cells[k].setAttribute('aria-pressed', !!yes)
-  }
-  function change(k, yes) {
-    set(k, yes)
-    changed()
-  }
-  root.onkeydown = e => {
-    pointed = false
-    const [down, right] = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[e.key] || []
-    if (down === undefined) return
-    e.preventDefault()
-    const row = Math.floor(at/grid) + down, col = at % grid + right
-    if (row >= 0 && row < grid && col >= 0 && col < grid) cells[row*grid + col].focus()
-  }
-"""
-
-# %% ../nbs/58_live.ipynb #796c3c6a
-_LIVE['board_script'] += """
-  root.addEventListener('focusin', e => {
-    cells[at].tabIndex = -1
-    at = cells.indexOf(e.target)
-    cells[at].tabIndex = 0
-  })
-  root.onpointerdown = e => {
-    const k = cells.indexOf(e.target)
-    if (k < 0 || e.button) return
-    stroke = !marked[k]
-    pointed = true
-    change(k, stroke)
-  }
-  document.addEventListener('pointermove', e => {
-    const k = stroke === null ? -1 : cells.indexOf(document.elementFromPoint(e.clientX, e.clientY))
-    if (k >= 0 && !!marked[k] != stroke) change(k, stroke)
-  })
-  for (const end of ['pointerup', 'pointercancel']) document.addEventListener(end, () => stroke = null)
-  root.onclick = e => {                           // of the keyboard or a screen reader: pointers have painted already
-    const k = cells.indexOf(e.target)
-    if (!pointed && k >= 0) change(k, !marked[k])
-    pointed = false
-  }
-  return {marked, cells, fill: test => marked.forEach((_, k) => set(k, test(k)))}
-}
-"""
-
-# %% ../nbs/58_live.ipynb #97a0d88c
-_LIVE['outcome_script'] = """
-function draw(canvas, data) {
-  const n = size*size, picture = new ImageData(size, size)
-  for (let k = 0; k < n; k++) {
-    for (let c = 0; c < 3; c++) picture.data[4*k + c] = (data[c*n + k] + 1)*127.5
-    picture.data[4*k + 3] = 255
-  }
-  canvas.width = canvas.height = size
-  canvas.getContext('2d').putImageData(picture, 0, 0)
-}
-
-// Red where `suspected`, frames where not `kept`, dots where `marked`.
-function drawMap(canvas, picture, suspected, kept, marked) {
-  const pen = canvas.getContext('2d'), cell = Math.ceil(384/grid)
-  canvas.width = canvas.height = cell*grid
-  pen.drawImage(picture, 0, 0, canvas.width, canvas.width)
-  pen.lineWidth = 3
-  suspected.forEach((red, k) => {
-    const x = k % grid*cell, y = Math.floor(k/grid)*cell
-    pen.fillStyle = red ? 'rgba(230,40,40,.55)' : 'rgba(0,0,0,.25)'
-    pen.fillRect(x, y, cell, cell)
-    pen.strokeStyle = '#fff'
-    if (!kept[k]) pen.strokeRect(x + 3, y + 3, cell - 6, cell - 6)
-    if (!marked?.[k]) return
-    pen.fillStyle = '#2f7de1'
-    pen.beginPath()
-    pen.arc(x + cell/2, y + cell/2, cell/5, 0, 7)
-    pen.fill()
-    pen.stroke()
-  })
-}
-
-const erased = kept => kept.filter(v => !v).length
-
-function hits(suspected, kept) { return suspected.filter((s, k) => s && !kept[k]).length }
-
-function say(p) { return `${p > .5 ? 'real' : 'corrupt'}, ${Math.round(100*Math.max(p, 1 - p))} % sure` }
 """
 
 # %% ../nbs/58_live.ipynb #f8a589fe
@@ -587,24 +386,8 @@ async function update() {
 """
 
 # %% ../nbs/58_live.ipynb #85a79158
-_LIVE['pictures_script'] = """
+_LIVE['files_script'] = """
 const MOST = 50
-
-// A square of a picture as the networks take it; `left` and `top` go from 0 to 1.
-function read(picture, side, left = .5, top = .5, mirrored = false) {
-  const canvas = document.createElement('canvas'), n = size*size, found = new Float32Array(3*n)
-  const [x, y] = [left*(picture.width - side), top*(picture.height - side)].map(Math.floor)
-  canvas.width = canvas.height = size
-  const pen = canvas.getContext('2d', {willReadFrequently: true})
-  pen.fillStyle = '#fff'
-  pen.fillRect(0, 0, size, size)
-  pen.imageSmoothingQuality = 'high'
-  if (mirrored) pen.setTransform(-1, 0, 0, 1, size, 0)
-  pen.drawImage(picture, x, y, side, side, 0, 0, size, size)
-  const {data} = pen.getImageData(0, 0, size, size)
-  for (let k = 0; k < n; k++) for (let c = 0; c < 3; c++) found[c*n + k] = data[4*k + c]/127.5 - 1
-  return found
-}
 
 function shortSide(picture) { return Math.min(picture.width, picture.height) }
 
@@ -672,10 +455,9 @@ $('theta').oninput = () => { tell(); drawMask() }
 for (const id of ['repair', 'gate', 'twice']) $(id).onchange = update
 """
 
-# %% ../nbs/58_live.ipynb #8770edd6
-_LIVE['round_script'] = """
-const ROUNDS = 10, marks = makeBoard($('marks'), () => {}), word = corrupt => corrupt ? 'corrupt' : 'real'
-let deck = [], game = null, round = null
+# %% ../nbs/58_live.ipynb #bfda7b6f
+_LIVE['fresh_script'] = """
+let deck = []
 
 function any(list) { return list[Math.floor(Math.random()*list.length)] }
 
@@ -696,107 +478,13 @@ function squareHole(share) {                      // about this share, and less 
   const inside = (at, from) => at >= from && at < from + side
   return Float32Array.from({length: grid*grid}, (_, k) => +!(inside(Math.floor(k/grid), y) && inside(k % grid, x)))
 }
-"""
 
-# %% ../nbs/58_live.ipynb #27a1446c
-_LIVE['round_script'] += """
-async function nextRound() {
-  const own = game, input = randomSquare(any(deck)), share = $('level').value/100
-  const kept = own.where ? squareHole(share) : randomMask(share)
-  $('turn').setAttribute('aria-busy', true)
+async function freshRound(where, level) {
+  const input = randomSquare(any(deck)), kept = where ? squareHole(level/100) : randomMask(level/100)
   const found = await answers(input, kept, 1, +facts.gated, 1)
-  if (own != game) return                         // another game has begun
-  const corrupt = own.where || Math.random() < .5, whole = facts.replica ? found.replica : input
-  round = {...found, input, kept, whole, corrupt, seen: corrupt ? found.repaired : whole,
-    p: corrupt ? found.fake : found.real, over: false}
-  draw($('seen'), round.seen)
-  ask()
-  $('turn').setAttribute('aria-busy', false)
-}
-
-function ask() {
-  const {where, n} = game
-  $('task').textContent = `${n + 1} of ${ROUNDS}: ` + (where ? 'where is it damaged?' : 'real or corrupt?')
-  $('rule').textContent = where ? 'A square part was erased, and repaired by a network. Mark where you see it. C, a '
-    + 'network that learned to tell, marks as many squares as you.' : 'All are blurred copies, but about half were '
-    + 'erased in places, and repaired by a network. C, a network that learned to tell, answers too.'
-  $('said').textContent = ''
-  marks.fill(() => false)
-  $('choices').hidden = where
-  $('marks').hidden = $('done').hidden = !where
-  $('next').hidden = $('solution').hidden = true
-  tellScore()
-}
-"""
-
-# %% ../nbs/58_live.ipynb #228dc458
-_LIVE['score_script'] = """
-function tellScore() {
-  const {where, you, c, made} = game
-  const soFar = `Right so far: you ${you} and C ${c} of ${where ? `${made} marks` : game.n}.`
-  $('score').textContent = game.n ? soFar : 'You play against C.'
-}
-
-function ending() {
-  const {where, you, c, made, expected} = game
-  const [better, worse] = you > c ? ['You spot', 'C'] : ['C spots', 'you']
-  const who = you == c ? 'A draw.' : `${better} artifacts better than ${worse}.`
-  const by = where ? `of ${made} marks, ${Math.round(expected)} by chance` : `of ${ROUNDS} pictures`
-  return ` The end: you were right about ${you}, C about ${c} ${by}. ${who}`
-}
-
-function solve(text, suspected, mine) {
-  round.over = true
-  game.n++
-  draw($('before'), round.corrupt ? round.whole : round.input)
-  $('was').textContent = round.corrupt ? 'undamaged' : 'the picture itself, before it was copied'
-  $('places').hidden = !round.corrupt
-  drawMap($('found'), $('seen'), suspected, round.kept, mine)
-  $('key').textContent = `framed: erased; red: what C suspects most${mine ? '; dots: your marks' : ''}`
-  $('choices').hidden = $('done').hidden = $('marks').hidden = true
-  $('next').hidden = $('solution').hidden = false
-  $('next').firstChild.data = game.n < ROUNDS ? 'Next picture' : 'Play again'
-  $('said').textContent = text + (game.n < ROUNDS ? '' : ending())
-  tellScore()
-  $('next').focus({preventScroll: true})
-}
-"""
-
-# %% ../nbs/58_live.ipynb #353aef43
-_LIVE['score_script'] += """
-function answer(corrupt) {
-  if (!round || round.over || game.where) return
-  const right = corrupt == round.corrupt, rightC = (round.p <= .5) == round.corrupt, n = erased(round.kept)
-  game.you += right
-  game.c += rightC
-  solve(`${right ? 'Right' : 'Wrong'}: it is ${word(round.corrupt)}`
-    + `${round.corrupt ? `, ${n} of ${grid*grid} entries were erased and repaired` : ''}. `
-    + `C said ${say(round.p)}, and is ${rightC ? 'right' : 'wrong'}.`, suspects(round.map, n))
-}
-
-function answerMarks() {
-  if (!round || round.over || !game.where) return
-  const mine = marks.marked.slice(), n = mine.filter(m => m).length, theirs = suspects(round.map, n)
-  if (!n) { $('said').textContent = 'Mark at least one square first.'; return }
-  const [you, c] = [mine, theirs].map(guess => hits(guess, round.kept)), share = erased(round.kept)/mine.length
-  game.you += you
-  game.c += c
-  game.made += n
-  game.expected += n*share
-  solve(`${you} of your ${n} mark${n > 1 ? 's' : ''} ${you == 1 ? 'is' : 'are'} right, and ${c} of C's. `
-    + `By chance it would be ${(n*share).toFixed(1)}: ${erased(round.kept)} of ${mine.length} entries were erased.`,
-    theirs, mine)
-}
-
-function play() {
-  game = {where: $('where').checked, n: 0, you: 0, c: 0, made: 0, expected: 0}
-  return nextRound()
-}
-
-async function goOn() {
-  if (!round?.over) return
-  await (game.n < ROUNDS ? nextRound() : play())
-  $('task').focus({preventScroll: true})
+  const corrupt = where || Math.random() < .5, whole = facts.replica ? found.replica : input
+  return {...found, input, kept, whole, corrupt, seen: corrupt ? found.repaired : whole,
+    p: corrupt ? found.fake : found.real}
 }
 """
 
@@ -845,23 +533,8 @@ document.ondrop = e => {
   const {files} = e.dataTransfer
   if (files[0]) $('play').hidden ? takeFile(files[0]) : playFiles(files)
 }
-"""
 
-# %% ../nbs/58_live.ipynb #20a987c0
-_LIVE['start_script'] += """
-$('real').onclick = () => answer(false)
-$('corrupt').onclick = () => answer(true)
-$('done').onclick = answerMarks
-$('next').onclick = goOn
-$('whether').onchange = () => { $('level').value = $('theta').defaultValue; play() }
-$('where').onchange = () => { $('level').value = 30; play() }
-$('level').onchange = play
 $('files').onchange = async e => { await playFiles(e.target.files); e.target.value = '' }
-document.addEventListener('keydown', e => {
-  if (e.ctrlKey || e.metaKey || e.altKey || e.repeat || $('play').hidden || e.target.tagName == 'SELECT') return
-  const act = {r: () => answer(false), c: () => answer(true), d: answerMarks, n: goOn}[e.key.toLowerCase()]
-  if (act) act()
-})
 
 """
 
@@ -912,12 +585,11 @@ def live_page(
     packed.update({name: pack(compact(model).SerializeToString()) for name, model in graphs(players).items()})
     theta = round(100*r.drop_rate)
     chance = torch.rand(r.grid**2, generator=torch.Generator().manual_seed(0))   # the page opens with this mask
-    return render(_LIVE, facts=dict(size=r.size, grid=r.grid, replica=r.real == 'replica', gated=r.gated,
-                                    chance=[round(v, 3) for v in chance.tolist()]),
-                  packed=packed, pictures=pictures, credits=pictures if own else [], theta=theta,
-                  levels=sorted({90, 70, 50, 30, theta}, reverse=True), gated=r.gated, noise=r.fill == 'noise',
-                  width=r.width, about=about, still=still, home=home,
-                  license=(ort/'LICENSE').read_text(encoding='utf-8'))
+    facts = dict(size=r.size, grid=r.grid, theta=theta, replica=r.real == 'replica', gated=r.gated,
+                 chance=[round(v, 3) for v in chance.tolist()])
+    return render(GAME | _LIVE, facts=facts, packed=packed, pictures=pictures, credits=pictures if own else [],
+                  theta=theta, levels=levels(r.drop_rate), gated=r.gated, noise=r.fill == 'noise', width=r.width,
+                  about=about, still=still, home=home, license=(ort/'LICENSE').read_text(encoding='utf-8'))
 
 def write_live(
     players,     # TwoPlayers

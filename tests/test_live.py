@@ -349,7 +349,7 @@ def test_the_damage_is_marked_and_c_marks_as_many(playing):
 
 def test_theta_is_the_level(playing):
     gone = []
-    for level in '30', '90':
+    for level in '30', '70':
         playing.select_option('#level', level)
         gone.append(asked(playing)['kept'].count(0))
         playing.focus('#level')
