@@ -15,7 +15,7 @@ from time import perf_counter, process_time
 import torch.nn.functional as F
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from .core import provenance
+from .core import has_bf16, provenance
 from .data import to_float
 from .toy import toy_images
 from .training import phase_learner
@@ -196,6 +196,7 @@ def profile_step(
     kinds = {kind: {k: v/steps for k, v in row.items()} for kind, row in timed.found.items()}
     kinds['Python, and the profile itself'] = dict(seconds=seconds - sum(r['seconds'] for r in kinds.values()),
                                                    operations=0., calls=0.)
-    limits = ceilings(device, torch.bfloat16 if recipe.bf16 else torch.float32, cpu=True)
+    dtype = torch.bfloat16 if recipe.bf16 and has_bf16(device) else torch.float32
+    limits = ceilings(device, dtype, cpu=True)
     return dict(provenance(data, device), recipe=asdict(recipe), steps=steps, seconds=seconds, ceilings=limits,
                 kinds=kinds)
