@@ -213,7 +213,8 @@ SMALL = dict(width=.25, ae_width=.5, lrn=False, flip=.5, area=(.6, 1.), drop_rat
     ae_epochs=10., epochs=10., bf16=True)
 PHOTOS = dict(SMALL, drop_rate=.7, brightness=.2, saturation=.4, mask_weight=.1, balance=None, history=.75,
     fake_all=False, lr=5e-4, repair_lr=3e-4, ae_batch=32, ae_epochs=6.)
-DEMO = dict(history=.75, fake_all=False, mask_weight=.8, ae_epochs=1.5, epochs=5.8)
+DEMO = dict(size=56, ae_width=.25, history=.75, fake_all=False, drop_rate=.6, mask_weight=.5, ae_epochs=1.5,
+            epochs=5.8)
 
 @patch(cls_method=True)
 def paper(cls:Recipe, **changes): # fields that differ
@@ -237,7 +238,7 @@ def photos(cls:Recipe, size=64, **changes): # image side, px; fields that differ
 
 @patch(cls_method=True)
 def demo(cls:Recipe, **changes): # fields that differ
-    "What `make demo` runs: `small` with fewer new fakes a step, and the epochs that fit into its minutes."
+    "What `make demo` runs: `small` with narrower E, D and R and fewer new fakes, and what fits into its minutes."
     return cls.small(**{**DEMO, **changes})
 
 # %% ../nbs/23_recipe.ipynb #805599a3
