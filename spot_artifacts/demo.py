@@ -48,7 +48,7 @@ def in_words(
             f'C {s["discriminator"]:.1f} % (chance 50, {s["images"]} images; see notebook 55).')
 
 # %% ../nbs/71_demo.ipynb #f2b78e78
-DEMO = dict(images=10_000, tests=2_000, labels=1_000, seeds=(0, 1), random_seeds=(0, 1, 2), most=100)
+DEMO = dict(images=10_000, tests=2_000, labels=1_000, seeds=(0, 1), random_seeds=(0, 1, 2), most=60)
 
 # %% ../nbs/71_demo.ipynb #d300b0b3
 def demo(

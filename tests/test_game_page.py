@@ -69,7 +69,7 @@ def test_a_game_is_played_to_its_end(page, players, held_out):
     pool, seen, c = rounds(players, held_out.images), [], 0
     for n in range(10):
         r = asked(page)
-        k, is_ = known(r, pool, 'whether', '50')
+        k, is_ = known(r, pool, 'whether', '60')
         seen.append((k, r['corrupt']))
         assert ''.join(str(int(v)) for v in r['kept']) == is_['kept'] and ('0' in is_['kept']) == r['corrupt']
         assert page.inner_text('#task') == f'{n + 1} of 10: real or corrupt?' and not page.is_visible('#solution')
@@ -96,8 +96,8 @@ def test_a_game_is_played_to_its_end(page, players, held_out):
 def test_levels_and_where(page, players, held_out):
     "The level is the share that was erased; marks are counted against what was, and C marks as many."
     pool = rounds(players, held_out.images)
-    assert page.eval_on_selector_all('#level option', 'all => all.map(o => o.value)') == ['70', '50', '30']
-    assert page.input_value('#level') == '50', 'the share in training'
+    assert page.eval_on_selector_all('#level option', 'all => all.map(o => o.value)') == ['70', '60', '50', '30']
+    assert page.input_value('#level') == '60', 'the share in training'
     page.select_option('#level', '70')
     page.wait_for_function('round && round.kept')
     r = asked(page)
