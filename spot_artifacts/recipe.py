@@ -213,8 +213,8 @@ SMALL = dict(width=.25, ae_width=.5, lrn=False, flip=.5, area=(.6, 1.), drop_rat
     ae_epochs=10., epochs=10., bf16=True)
 PHOTOS = dict(SMALL, drop_rate=.7, brightness=.2, saturation=.4, mask_weight=.1, balance=None, history=.75,
     fake_all=False, lr=5e-4, repair_lr=3e-4, ae_batch=32, ae_epochs=6.)
-DEMO = dict(size=56, ae_width=.25, history=.75, fake_all=False, drop_rate=.6, mask_weight=.4, ae_epochs=1.5,
-            epochs=7.)
+DEMO = dict(size=56, ae_width=.25, history=.75, fake_all=False, drop_rate=.6, mask_weight=.4, ae_epochs=1.4,
+            epochs=5.8)
 
 @patch(cls_method=True)
 def paper(cls:Recipe, **changes): # fields that differ

@@ -210,7 +210,7 @@ def test_folds_say_what_is_in_them(pages):
 def test_plumbing_is_folded(page, address):
     "The method is open."
     page.goto(f'{address}58_live.html', wait_until='load')
-    assert page.locator('details.code-fold').count() > 20
+    assert page.locator('details.code-fold').count() > 15
     assert "_LIVE['erase']" in ' '.join(page.locator('details.code-fold summary').all_inner_texts())
     page.goto(f'{address}20_losses.html', wait_until='load')
     summaries = page.locator('details.code-fold summary').all_inner_texts()
