@@ -14,8 +14,8 @@ import torch
 from .core import SpotError
 from .damage import draw_mask
 from .data import to_float
-from .monitor import picture_rows, to_image
-from .visualize import discriminate, seeded
+from .monitor import to_image
+from .visualize import discriminate, seeded, spot
 from .report import render
 
 # %% ../nbs/54_game_page.ipynb #4d88bfb5
@@ -62,9 +62,8 @@ def damages(
     if players.generator: raise SpotError('the fakes of this run come from a GAN, which damages no picture. '
                                           'To fix: take a run with damage and repair.')
 
-def _judged(players, seen, mask):
+def _judged(mask, p_real, p_dropped, seen): # Omega (n, 1, M, M), and what `spot` returns
     "For JSON: pictures, their entries that are kept, as digits, and C's answers."
-    p_real, p_dropped = discriminate(players, seen)
     return [dict(seen=data_uri(image), kept=''.join(str(int(v)) for v in omega.flatten()), p=round(p, 3),
                  map=[round(v, 4) for v in suspicion.flatten().tolist()])
             for image, omega, p, suspicion in zip(seen, mask, p_real.tolist(), p_dropped)]
@@ -79,10 +78,11 @@ def rounds(
     damages(players)
     r, g, rng = players.recipe, torch.Generator().manual_seed(seed), random.Random(seed)
     x = to_float(images.to(next(players.parameters()).device))
+    real = _judged(torch.ones(len(x), 1, r.grid, r.grid), *spot(players, images))
     def corrupt(mask):
-        with seeded(seed, x.device): return _judged(players, picture_rows(players, x, mask.to(x.device))[-1], mask)
-    kept = torch.ones(len(x), 1, r.grid, r.grid)
-    real = _judged(players, x if r.real == 'image' else picture_rows(players, x, kept.to(x.device))[1], kept)
+        omega = mask.to(x.device)
+        with seeded(seed, x.device): fakes = players.make_fakes(players.damaged(x, omega)[1], omega)
+        return _judged(mask, *discriminate(players, fakes), fakes)
     fakes = dict(whether={}, where={})
     for share in levels(r.drop_rate):
         fakes['whether'][share] = corrupt(random_masks(len(x), r.grid, share/100, g))

@@ -191,7 +191,7 @@ _LIVE['erase'] = """
  move, space erases or restores."></div></div>
 <p><button id="random">Random mask</button> <button id="clear">Erase nothing</button></p>
 <label for="theta">Share that chance erases, theta: <output id="share" for="theta"></output></label>
-<input id="theta" type="range" min="5" max="95" step="5" value="{{ theta }}">
+<input id="theta" type="range" min="5" max="95" step="5" value="{{ facts.theta }}">
 </section>
 """
 
@@ -228,8 +228,9 @@ again, the replica, which is blurred. Entries of the grid are erased. Between th
 missing, so that C takes the result for a replica. What R fills in is an artifact: locally it looks fine, but limbs
 end, move or merge. This is the method of S. Jenni and P. Favaro, "Self-Supervised Feature Learning by Learning to Spot
 Artifacts" (CVPR 2018), and the three switches are columns (c), (d) and (e) of their Fig. 3.</p>
-<p>{{ about }} C has {{ '%g' % width }} of the paper's width. In training {{ theta }} % of the entries were erased, by
-chance, and all was repaired once: what else is done here is new to C. When little is erased it notices little.</p>
+<p>{{ about }} C has {{ '%g' % width }} of the paper's width. In training {{ facts.theta }} % of the entries were
+erased, by chance, and all was repaired once: what else is done here is new to C. When little is erased it notices
+little.</p>
 <p>Everything is computed on your device, by ONNX Runtime Web. The page cannot send anything: its policy forbids it.</p>
 {% include 'credits' %}
 <details><summary>License of ONNX Runtime Web</summary><pre>{{ license }}</pre></details>
@@ -583,13 +584,12 @@ def live_page(
     engine = dict(ort='ort.wasm.min.js', glue='ort-wasm-simd-threaded.mjs', wasm='ort-wasm-simd-threaded.wasm')
     packed = {name: base64.b64encode((ort/f'{file}.gz').read_bytes()).decode() for name, file in engine.items()}
     packed.update({name: pack(compact(model).SerializeToString()) for name, model in graphs(players).items()})
-    theta = round(100*r.drop_rate)
     chance = torch.rand(r.grid**2, generator=torch.Generator().manual_seed(0))   # the page opens with this mask
-    facts = dict(size=r.size, grid=r.grid, theta=theta, replica=r.real == 'replica', gated=r.gated,
+    facts = dict(size=r.size, grid=r.grid, theta=round(100*r.drop_rate), replica=r.real == 'replica', gated=r.gated,
                  chance=[round(v, 3) for v in chance.tolist()])
     return render(GAME | _LIVE, facts=facts, packed=packed, pictures=pictures, credits=pictures if own else [],
-                  theta=theta, levels=levels(r.drop_rate), gated=r.gated, noise=r.fill == 'noise', width=r.width,
-                  about=about, still=still, home=home, license=(ort/'LICENSE').read_text(encoding='utf-8'))
+                  levels=levels(r.drop_rate), gated=r.gated, noise=r.fill == 'noise', width=r.width, about=about,
+                  still=still, home=home, license=(ort/'LICENSE').read_text(encoding='utf-8'))
 
 def write_live(
     players,     # TwoPlayers

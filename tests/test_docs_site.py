@@ -209,9 +209,11 @@ def test_folds_say_what_is_in_them(pages):
 
 def test_plumbing_is_folded(page, address):
     "The method is open."
-    page.goto(f'{address}58_live.html', wait_until='load')
-    assert page.locator('details.code-fold').count() > 15
-    assert "_LIVE['erase']" in ' '.join(page.locator('details.code-fold summary').all_inner_texts())
+    folds = []
+    for name in '54_game_page', '58_live':
+        page.goto(f'{address}{name}.html', wait_until='load')
+        folds += page.locator('details.code-fold summary').all_inner_texts()
+    assert len(folds) > 30 and all(part in ' '.join(folds) for part in ("GAME['setup']", "_LIVE['erase']"))
     page.goto(f'{address}20_losses.html', wait_until='load')
     summaries = page.locator('details.code-fold summary').all_inner_texts()
     assert [' '.join(s.split()) for s in summaries] == ['Code: imports']
@@ -279,6 +281,7 @@ def test_game(page, address):
     page.wait_for_selector('#choices:visible')
     page.wait_for_selector('#turn[aria-busy=false]', timeout=60_000)
     page.goto(f'{address}game/index.html', wait_until='load')
+    assert page.locator('#real').is_visible() and page.locator('#corrupt').is_visible()
     for n in range(10):
         page.wait_for_function(f'document.querySelector("#task").textContent.startsWith("{n + 1} of 10")')
         page.keyboard.press('rc'[n % 2])
