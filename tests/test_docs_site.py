@@ -9,6 +9,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
 import torch
+from pages import read, until
 
 from spot_artifacts.data import to_float
 from spot_artifacts.folders import load_image
@@ -283,7 +284,7 @@ def test_game(page, address):
     page.goto(f'{address}game/index.html', wait_until='load')
     assert page.locator('#real').is_visible() and page.locator('#corrupt').is_visible()
     for n in range(10):
-        page.wait_for_function(f'document.querySelector("#task").textContent.startsWith("{n + 1} of 10")')
+        until(page, f'document.querySelector("#task").textContent.startsWith("{n + 1} of 10")')
         page.keyboard.press('rc'[n % 2])
         page.wait_for_selector('#next:visible')
         page.keyboard.press('n' if n < 9 else 'x')
@@ -302,7 +303,7 @@ def test_the_live_page_works_from_the_disk(site, browser):
     answered(page)
     page.fill('#theta', '50')
     answered(page)
-    found = page.evaluate('Object.fromEntries(Object.entries(shown).map(([k, v]) => [k, v.length ? [...v] : v]))')
+    found = read(page, 'shown')
     x = torch.tensor(page.evaluate('[...pixels]')).view(1, 3, 64, 64)
     page.close()
     mask = torch.tensor(found['kept']).float().view(1, 1, 8, 8)

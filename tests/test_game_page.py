@@ -3,6 +3,7 @@ import json, re
 
 import numpy as np
 import pytest
+from pages import read, until
 
 from spot_artifacts.core import SpotError
 from spot_artifacts.game_page import rounds, write_game
@@ -52,8 +53,8 @@ def page(request, players, held_out, browser, tmp_path):
 def asked(page):
     "Waits for the next picture, and returns what the page knows of it."
     page.wait_for_selector('#turn[aria-busy=false]')
-    page.wait_for_function('round && !round.over')
-    return page.evaluate('Object.fromEntries(Object.entries(round).map(([k, v]) => [k, v.length ? [...v] : v]))')
+    until(page, 'round && !round.over')
+    return read(page, 'round')
 
 
 def known(r, pool, ask, share):
@@ -99,12 +100,12 @@ def test_levels_and_where(page, players, held_out):
     assert page.eval_on_selector_all('#level option', 'all => all.map(o => o.value)') == ['70', '60', '50', '30']
     assert page.input_value('#level') == '60', 'the share in training'
     page.select_option('#level', '70')
-    page.wait_for_function('round && round.kept')
+    until(page, 'round && round.kept')
     r = asked(page)
     known(r, pool, 'whether', '70')
     page.check('#where')
     page.wait_for_selector('#marks button')
-    page.wait_for_function('game.where && round.corrupt && !document.querySelector("#marks").hidden')
+    until(page, 'game.where && round.corrupt && !document.querySelector("#marks").hidden')
     r = asked(page)
     _, is_ = known(r, pool, 'where', '30')
     gone = 1 - np.array(r['kept'])

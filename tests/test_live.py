@@ -4,6 +4,7 @@ import base64, io, re
 import numpy as np
 import pytest
 import torch
+from pages import read, until
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -107,7 +108,7 @@ def pages_answer(page, switches):
             page.focus(f'#{name}')
             page.keyboard.press('Space')
     answered(page)
-    return page.evaluate('Object.fromEntries(Object.entries(shown).map(([k, v]) => [k, v.length ? [...v] : v]))')
+    return read(page, 'shown')
 
 
 def test_the_keyboard_erases_and_the_answers_are_pytorchs(page, players, models):
@@ -269,7 +270,7 @@ def test_a_file_that_cannot_be_used_gets_a_sentence(page, name, data, says):
 def asked(page):
     "Waits for the next round, and returns it."
     page.wait_for_selector('#turn[aria-busy=false]', timeout=60_000)
-    return page.evaluate('Object.fromEntries(Object.entries(round).map(([k, v]) => [k, v.length ? [...v] : v]))')
+    return read(page, 'round')
 
 
 @pytest.fixture
@@ -318,11 +319,11 @@ def test_a_game_is_played_with_the_keyboard(playing, models):
         inputs.add(round(sum(r['input']), 4))
         if k == 9: break
         playing.keyboard.press('Enter' if k % 2 else 'n')      # the button has the focus
-        playing.wait_for_function('document.activeElement.id == "task"')
+        until(playing, 'document.activeElement.id == "task"')
     assert len(inputs) > 5, 'the same few pictures come again'
     assert f'you were right about {you}, C about {c} of 10 pictures.' in said
     playing.keyboard.press('n')
-    playing.wait_for_function('document.activeElement.id == "task"')
+    until(playing, 'document.activeElement.id == "task"')
     assert playing.inner_text('#task').startswith('1 of 10') and playing.inner_text('#score') == 'You play against C.'
 
 
@@ -367,7 +368,7 @@ def test_a_game_with_photographs_of_ones_own(playing):
     assert playing.inner_text('#trouble').startswith('t.png cannot be opened as a picture.')
     playing.set_input_files('#files', files[:1])
     playing.wait_for_selector('#trouble:empty', state='attached')
-    playing.wait_for_function('round.input[0] == -1 && round.input.at(-1) == 1')
+    until(playing, 'round.input[0] == -1 && round.input.at(-1) == 1')
     assert set(asked(playing)['input']) == {-1, 1}
 
 
