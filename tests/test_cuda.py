@@ -12,7 +12,7 @@ from spot_artifacts.runs import load_weights
 from spot_artifacts.toy import toy_images
 from spot_artifacts.training import game_loss
 from spot_artifacts.transfer.table3 import voc_run
-from spot_artifacts.transfer.voc import toy_voc
+from spot_artifacts.scenes import toy_voc
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')]
 DEVICE = 'cuda'

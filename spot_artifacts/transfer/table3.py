@@ -20,7 +20,8 @@ from ..data import ImageSet, sha256_of
 from ..recipe import build, seeded_weights
 from .probes import as_network, paired_interval
 from .finetune import supervised
-from .voc import CLASSIFY, classify_voc, SCENES, toy_voc, voc_from_boxes, VOCBoxes, VOCMasks
+from ..scenes import SCENES, toy_voc
+from .voc import CLASSIFY, classify_voc, voc_from_boxes, VOCBoxes, VOCMasks
 from .detection import DETECT, detect_voc
 from .segmentation import SEGMENT, segment_voc
 

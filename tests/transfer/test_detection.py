@@ -9,7 +9,8 @@ from spot_artifacts.recipe import Recipe, build, seeded_weights
 from spot_artifacts.transfer import detection
 from spot_artifacts.transfer.detection import (FastRCNN, detect_voc, detection_ap, error_kinds, errors_by_kind, match,
                                                near_objects, proposal_recall, propose)
-from spot_artifacts.transfer.voc import Scene, VOCBoxes, toy_voc, transfer_convs
+from spot_artifacts.scenes import Scene, toy_voc
+from spot_artifacts.transfer.voc import VOCBoxes, transfer_convs
 
 pytest.importorskip('cv2.ximgproc', reason="pip install 'spot_artifacts[cv]'")
 

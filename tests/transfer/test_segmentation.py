@@ -8,7 +8,8 @@ from PIL import Image
 from spot_artifacts.core import SpotError
 from spot_artifacts.recipe import Recipe, build, seeded_weights
 from spot_artifacts.transfer.segmentation import FCN, confusion, mean_iou, padded, segment_voc
-from spot_artifacts.transfer.voc import VOCMasks, toy_voc, transfer_convs
+from spot_artifacts.scenes import toy_voc
+from spot_artifacts.transfer.voc import VOCMasks, transfer_convs
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,8 @@ from spot_artifacts.recipe import build
 from spot_artifacts.runs import save_weights
 from spot_artifacts.transfer import table3
 from spot_artifacts.transfer.table3 import cut_objects, voc_gains, voc_results, voc_run, voc_sets, voc_start, voc_table
-from spot_artifacts.transfer.voc import VOCBoxes, toy_voc
+from spot_artifacts.scenes import toy_voc
+from spot_artifacts.transfer.voc import VOCBoxes
 
 FEW = dict(steps=2, width=8)
 

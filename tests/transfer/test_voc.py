@@ -9,9 +9,9 @@ from PIL import Image
 
 from spot_artifacts.core import Diverged, SpotError
 from spot_artifacts.recipe import Recipe, build, seeded_weights
+from spot_artifacts.scenes import draw_scenes, toy_voc, voc_palette
 from spot_artifacts.transfer.voc import (VOC_CLASSES, VOCBoxes, VOCMasks, average_precision, batch_rows, classify_voc,
-                                         draw_scenes, mean_ap, precision_recall, toy_voc, train_sgd, transfer_convs,
-                                         voc_from_boxes, voc_palette)
+                                         mean_ap, precision_recall, train_sgd, transfer_convs, voc_from_boxes)
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +128,7 @@ def test_drawn_trees_are_the_same_again_and_whole_or_not_there(tree, tmp_path, m
     one, two = VOCBoxes(tree), VOCBoxes(again/'VOCdevkit')
     assert one.fingerprint == two.fingerprint and one.classes == two.classes and len(one) == 20
     assert one.fingerprint != VOCBoxes(tree, 'test').fingerprint
-    monkeypatch.setattr('spot_artifacts.transfer.voc._lists', lambda *a, **k: open('/nowhere/at/all'))
+    monkeypatch.setattr('spot_artifacts.scenes.write_lists', lambda *a, **k: open('/nowhere/at/all'))
     with pytest.raises(SpotError, match='could not be written'): toy_voc(tmp_path/'half', (2, 2), 48)
     assert not list((tmp_path/'half').rglob('*.*'))
 
