@@ -30,7 +30,8 @@ class Verdict(_Parts, namedtuple('Verdict', 'real fake real_mask fake_mask')):
 
 class Game(_Parts, namedtuple('Game', 'x mask real fake seen_mask for_c for_r')):
     """One step: images x (N, 3, S, S), the mask Omega (N, 1, M, M) of the fakes, replicas and fakes
-    (N, 3, S, S), the masks of the fakes that C learns from, and two `Verdict`s: for C's loss and for R's."""
+    (N, 3, S, S), the masks of the fakes that C learns from, and two `Verdict`s: for C's loss and for R's.
+    With `fake_all=False` x, mask, fake and for_r have fewer rows; real, seen_mask and for_c have N."""
     __slots__ = ()
 
 # %% ../nbs/20_losses.ipynb #9510b5ca

@@ -41,7 +41,7 @@ class RepairBlock(nn.Module):
 
     def forward(self,
                 h,                  # (N, channels, H, W) feature to repair
-                mask):              # (N, 1, M, N) mask, 1 = kept, 0 = dropped; H and W are multiples of M and N
+                mask):              # (N, 1, M, M) mask, 1 = kept, 0 = dropped; H and W are multiples of M
         "h + (1 - U(mask)) * R_i(h), (N, channels, H, W)."
         mask = F.interpolate(mask, h.shape[-2:], mode='nearest').to(h.dtype)
         r = self.residual(h, mask)
@@ -73,8 +73,8 @@ class RepairedDecoder(nn.Module):
                                     for i, (c, n) in enumerate(zip(decoder.channels, count)))
 
     def forward(self,
-                phi_hat,                # (N, L, M, N) damaged feature
-                mask):                  # (N, 1, M, N) the mask that damaged it, 1 = kept, 0 = dropped
+                phi_hat,                # (N, L, M, M) damaged feature
+                mask):                  # (N, 1, M, M) the mask that damaged it, 1 = kept, 0 = dropped
         "The corrupt images (N, 3, H, W)."
         h = phi_hat
         for repairs, layer in zip(self.blocks, self.decoder.layers):
@@ -86,7 +86,7 @@ class RepairedDecoder(nn.Module):
 def corrupt(encoder,        # E, in eval mode
             repaired,       # `RepairedDecoder` around the decoder trained with E
             x,              # (N, 3, H, W) images, float in [-1, 1]
-            mask,           # (N, 1, M, N) mask on the encoder's grid, 1 = kept, 0 = dropped
+            mask,           # (N, 1, M, M) mask on the encoder's grid, 1 = kept, 0 = dropped
             fill='mean',    # what dropped entries become: 'mean' of the 3x3 neighbours, or 'noise'
             times=1):       # passes through damage and repair; more than one: Fig. 3 (e)
     "Fake images (N, 3, H, W): encode, damage, decode with repair (Fig. 2, bottom row)."

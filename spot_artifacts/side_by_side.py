@@ -44,7 +44,7 @@ SYSTEMS = dict(
 REFERENCES = dict(
     pixels=System('Raw pixels', ()),
     random=System('Random, calibrated', ('Random',)),
-    rescaled=System('Random, rescaled to the images', ('Krähenbühl et al. [22]',)),
+    rescaled=System('Random, rescaled to the images', ()),
     encoder=System("The autoencoder's E", ()),
     supervised=System('Trained on the labels', ('Krizhevsky et al. [23]', 'Places-labels [23]')))
 

@@ -50,7 +50,7 @@ def _kept(file): # of the cache
 # %% ../../nbs/34_detection.ipynb #1df342c8
 def propose(
     image,          # (3, H, W) uint8
-    mode='fast',    # 'fast', or 'quality', with some four times as many boxes and seconds
+    mode='fast',    # 'fast', or 'quality', with about three times as many boxes and seconds
     least=12,       # shortest side of a box, px
     most=2000,      # no more boxes than this
     cache=None      # folder; None: `cache_dir()/'proposals'`

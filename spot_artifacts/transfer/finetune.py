@@ -224,7 +224,7 @@ def probe_sgd(
     device='cpu',       # where it runs
     progress=False      # show a progress bar
 )->dict:                # `protocol`; per layer in `layers` the test accuracy in percent and the grid it is pooled to
-    "Linear classifiers on all frozen layers at once, by SGD on random crops (section 5.2.3)."
+    "Linear classifiers on all frozen layers at once (section 5.2.3), by SGD on random crops (ours)."
     net = as_network(net, device)
     train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size, held_out=True)
     start, some = perf_counter(), random_subset(train, 2000, seed)

@@ -86,7 +86,7 @@ def mean_iou(
 
 # %% ../../nbs/35_segmentation.ipynb #6a7c5415
 SEGMENT = dict(
-    paper=dict(steps=100_000, batch=1, lr=1e-4, every=None, width=4096, dropout=.5, decay=5e-4, flip=0., skips=0),
+    paper=dict(steps=100_000, batch=20, lr=1e-4, every=None, width=4096, dropout=.5, decay=5e-4, flip=0., skips=0),
     small=dict(steps=2000, batch=8, lr=.02, every=700, width=128, dropout=0., decay=5e-4, flip=.5, skips=0))
 
 @torch.no_grad()
