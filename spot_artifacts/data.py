@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['sha256_of', 'ImageSet', 'in_batches', 'enough', 'random_order', 'random_subset', 'random_split', 'show_grid',
-           'to_float', 'warp', 'Augment', 'ReleasedAugment', 'CentralCrop', 'shuffled_batches', 'TensorDL', 'spot_dls']
+           'to_float', 'check_size', 'warp', 'Augment', 'ReleasedAugment', 'CentralCrop', 'shuffled_batches',
+           'TensorDL', 'spot_dls']
 
 # %% ../nbs/01_data.ipynb #ee4c42fd
 import hashlib, math
@@ -16,7 +17,7 @@ from itertools import chain
 import torch.nn.functional as F
 import torch
 from fastcore.basics import patch, store_attr
-from .core import ImagesError
+from .core import ImagesError, SpotError
 
 # %% ../nbs/01_data.ipynb #9ddbc716
 def sha256_of(tensors): # any number of them
@@ -178,6 +179,15 @@ def to_float(
 ) -> torch.Tensor:       # float in [-1, 1]
     "The paper's x."
     return images/127.5 - 1
+
+# %% ../nbs/01_data.ipynb #f36b4eb2
+def check_size(
+    images, # (N, 3, S, S)
+    size    # that the networks are for, px
+):
+    "SpotError if the images are of another size."
+    if images.shape[-1] != size:
+        raise SpotError(f'images of {images.shape[-1]} px for a run of {size} px. To fix: give images of {size} px.')
 
 # %% ../nbs/01_data.ipynb #84907628
 def warp(

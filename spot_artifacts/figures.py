@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from matplotlib.patches import Rectangle
 from .core import enough_memory, SpotError
-from .data import to_float
+from .data import check_size, to_float
 from .encoder import receptive_field
 from .damage import draw_mask
 from .repair import RepairBlock
@@ -493,8 +493,7 @@ def all_figures(
     "Every figure as a PNG, and figures.jpg with all of them."
     size, out = players.recipe.size, Path(out)
     if len(images) < 16: raise SpotError(f'{len(images)} images are too few for the figures. To fix: give 16 or more.')
-    if images.shape[-1] != size:
-        raise SpotError(f'images of {images.shape[-1]} px for a run of {size} px. To fix: give images of {size} px.')
+    check_size(images, size)
     out.mkdir(parents=True, exist_ok=True)
     figures = {1: mixture_figure, 3: damage_figure, 4: lambda players, images: entries_figure(players, images[0]),
                6: rates_figure, 7: features_figure, 8: partial(neighbours_figure, labels=labels), 9: grad_cam_figure}

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from .core import SpotError
 from .damage import draw_mask
-from .data import to_float
+from .data import check_size, to_float
 from .monitor import to_image
 from .visualize import discriminate, seeded, spot
 from .report import render
@@ -520,8 +520,7 @@ def write_game(
     r = players.recipe
     if len(images) < 10:
         raise SpotError(f'{len(images)} images are too few for a game of 10. To fix: give more images.')
-    if (size := images.shape[-1]) != r.size:
-        raise SpotError(f'images of {size} px for a run of {r.size} px. To fix: give images of {r.size} px.')
+    check_size(images, r.size)
     pool, shares = rounds(players, images, seed), levels(r.drop_rate)
     facts = dict(size=r.size, grid=r.grid, theta=round(100*r.drop_rate))
     page = render(GAME | _PAGE, facts=facts, pool=pool, levels=shares, replica=r.real == 'replica', home=home,

@@ -14,8 +14,8 @@ from importlib.resources import files
 import torch.nn.functional as F
 import torch
 from torch import nn
-from .core import atomic_write, SpotError
-from .data import to_float
+from .core import atomic_write
+from .data import check_size, to_float
 from .transfer.finetune import to_onnx
 from .report import render
 from .game_page import damages, data_uri, GAME, levels
@@ -577,8 +577,7 @@ def live_page(
 )->str:          # HTML
     "A page on which a picture is damaged, repaired and judged, and a game against C, with all that it needs inside."
     r, ort, own = players.recipe, files('spot_artifacts')/'ort', not isinstance(images, torch.Tensor)
-    if not own and (size := images.shape[-1]) != r.size:
-        raise SpotError(f'images of {size} px for a run of {r.size} px. To fix: give images of {r.size} px.')
+    if not own: check_size(images, r.size)
     pictures = images if own else [dict(name=f'picture {k}', uri=data_uri(image))
                                    for k, image in enumerate(to_float(images), 1)]
     engine = dict(ort='ort.wasm.min.js', glue='ort-wasm-simd-threaded.mjs', wasm='ort-wasm-simd-threaded.wasm')

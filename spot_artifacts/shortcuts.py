@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from .core import SpotError
-from .data import in_batches, random_order, to_float
+from .data import check_size, in_batches, random_order, to_float
 from .encoder import ConvNorm, Encoder, receptive_field_size
 from .damage import draw_mask
 from .losses import balanced_accuracy
@@ -172,8 +172,7 @@ def shortcuts(
     r, device = players.recipe, next(players.parameters()).device
     if len(test) < 2:
         raise SpotError('One held-out image is too few to tell shortcuts from luck. To fix: give 2 or more.')
-    if (size := test.shape[-1]) != r.size:
-        raise SpotError(f'images of {size} px for a run of {r.size} px. To fix: give images of {r.size} px.')
+    check_size(test, r.size)
     def sides(images, seed):
         return real_and_fake(players, images[random_order(len(images), seed)[:most]], seed)
     learned, held_out = sides(train, seed), sides(test, seed + 1)
