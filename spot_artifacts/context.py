@@ -125,7 +125,7 @@ class PatchTask(Pretext):
 # %% ../nbs/41_context.ipynb #e9b3450c
 @dataclass(frozen=True)
 class ContextChoices(PretextChoices):
-    "Context prediction. The defaults are the paper's; `small` is for small images."
+    "Context prediction. Patches, gap, jitter and colours are the paper's; `small` is for small images."
     size: int = choice(448, 'image side, px', 16, 1024)
     patch: int = choice(96, 'side of a patch, px', 4, 512)
     gap: int = choice(48, 'between patches, px', 0, 512)

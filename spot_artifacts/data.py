@@ -328,7 +328,7 @@ class TensorDL:
         bs:int=128,       # batch size, images
         augment=None,     # (uint8 batch, generator) -> float batch, as `Augment` and `CentralCrop`; None: `to_float`
         shuffle=False,    # in random order, in full batches?
-        steps=None,       # batches per epoch; None: as many as it takes to see each image
+        steps=None,       # batches per epoch; None: images / bs, rounded up: shuffled, the last begins the next order
         seed=0,           # of the order and of the augmentation
         device='cpu'      # where batches are made
     ):
@@ -422,7 +422,7 @@ def spot_dls(
     size:int,         # height and width the networks see, px
     bs:int=128,       # batch size, images
     augment=None,     # of the training images; None: `Augment(size)`
-    steps=None,       # training batches per epoch; None: as many as it takes to see each image
+    steps=None,       # training batches per epoch, see `TensorDL`
     seed=0,           # of order and augmentation
     device='cpu'      # where batches are made
 ):                    # fastai `DataLoaders`

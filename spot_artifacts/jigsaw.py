@@ -116,7 +116,7 @@ right one (N, 1), and the list (n, 9)."""
 
 @dataclass(frozen=True)
 class JigsawChoices(PretextChoices):
-    "The jigsaw puzzle. The defaults are the paper's; `small` is for small images."
+    "The jigsaw puzzle. Tiles, gap, colours, permutations, fc6 and fc7 are the paper's; `small` is for small images."
     size: int = choice(256, 'image side, px', 16, 1024)
     tile: int = choice(64, 'side of a tile, px', 4, 320)
     gap: int = choice(11, 'average gap between tiles, px; it varies from 0 to twice that', 0, 128)

@@ -295,6 +295,7 @@ def _pixels(store, wanted, counts, own, seed, start):   # of a `ShardDL`
         whole = len(order)//own*own
         for i in range(0, whole, own): yield torch.from_numpy(x[order[i:i + own]])
         rest = x[order[whole:]]
+        del x
 
 class _Reading:
     "Where the copies of a loader are: the next step, and the batches from there on. Its readers end when it does."

@@ -324,7 +324,7 @@ def rescale_fc(
     return fcs
 
 def small_linear(n_in, n_out): # units
-    "A last layer: weights of deviation .01, no bias."
+    "A last layer: weights of deviation .01, a bias that starts at 0."
     fc = nn.Linear(n_in, n_out)
     nn.init.normal_(fc.weight, std=.01)
     nn.init.zeros_(fc.bias)
