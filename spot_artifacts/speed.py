@@ -255,7 +255,7 @@ def bench_figure(found): # of `bench`
     fig, axes = plt.subplots(1, 2, figsize=(12, 4), layout='constrained')
     for ax, (phase, name) in zip(axes, NAMES.items()):
         f = found[phase]
-        labels = [f'without {k}' + ('' if k in WITHOUT else ' (dropped since)') for k in f['without']]
+        labels = [f'without {k}' for k in f['without']]
         rates = [v['images_per_second'] for v in (f['plain'], f['ours'], *f['without'].values())]
         ax.barh(['plain', 'ours', *labels], rates, color=['tab:gray', 'tab:blue', *['tab:cyan']*len(labels)])
         ax.axvline(f['ours']['images_per_second'], color='tab:blue', lw=.8, ls=':')
