@@ -28,7 +28,8 @@ TRIALS = dict(
     no_crop=dict(area=(1., 1.)), mask_0=dict(mask_weight=0.), mask_1=dict(mask_weight=1.), balance_8=dict(balance=.8),
     no_tanh=dict(tanh=False), ae_width_25=dict(ae_width=.25), width_5=dict(width=.5), lr_1e3=dict(lr=1e-3),
     lr_25e5=dict(lr=2.5e-4), repair_6e4=dict(repair_lr=6e-4), batch_32=dict(batch=32), history_0=dict(history=0.),
-    all_fakes=dict(fake_all=True), lrn=dict(lrn=True), ae_epochs_1=dict(ae_epochs=1.))
+    all_fakes=dict(fake_all=True), lrn=dict(lrn=True), ae_epochs_1=dict(ae_epochs=1.),
+    l2_5e5=dict(l2=5e-5), l2_5e4=dict(l2=5e-4))
 LABELS, VALUES = 5000, 2300
 AUTO = 'tanh', 'ae_width', 'ae_batch', 'ae_epochs'      # trials that agree in these share one autoencoder
 
