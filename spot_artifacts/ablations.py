@@ -17,7 +17,7 @@ from time import perf_counter
 # %% ../nbs/50_ablations.ipynb #c917e76d
 import numpy as np
 import torch
-from .core import atomic_write, provenance, RunError, SpotError, write_json
+from .core import atomic_write, markdown_table, provenance, RunError, SpotError, write_json
 from .data import random_subset, to_float
 from .damage import draw_mask
 from .backbone import LAYERS
@@ -294,10 +294,9 @@ def to_markdown(
     def show(v): return '' if v is None else f'{v:.1f}'
     def ours(r): return show(r['accuracy']) + (f' ± {r["sd"]:.1f}' if r['sd'] is not None else '')
     head = ['', 'Table 1', 'paper, STL-10', 'seeds', 'ours', *LAYERS, 'C: real or corrupt', 'C: mask']
-    lines = [[r['row'], r['title'], '' if r['paper'] is None else f'{r["paper"]:.2f}', str(r['seeds']), ours(r),
+    lines = [[r['row'], r['title'], '' if r['paper'] is None else f'{r["paper"]:.2f}', r['seeds'], ours(r),
               *(show(r[k]) for k in (*LAYERS, 'real_or_corrupt', 'mask'))] for r in rows]
-    rule = ['---']*2 + ['---:']*(len(head) - 2)
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in [head, rule, *lines]) + '\n'
+    return markdown_table(head, lines, 2) + '\n'
 
 def to_csv(
     rows       # of `table_rows`

@@ -7,7 +7,7 @@ __all__ = ['SpotError', 'ImagesError', 'RecipeError', 'WeightsError', 'Checkpoin
            'DiskError', 'has_bf16', 'autocast', 'full', 'bars', 'printable', 'free_memory', 'is_out_of_memory',
            'enough_memory', 'usable_device', 'device_name', 'launched', 'rank', 'world_size', 'shard', 'all_gather',
            'all_reduce_mean', 'lock_file', 'remove_unused', 'is_temporary', 'new_file', 'atomic_write', 'write_json',
-           'cache_dir', 'provenance', 'commit', 'made_by', 'how_made']
+           'cache_dir', 'provenance', 'commit', 'made_by', 'how_made', 'markdown_table']
 
 # %% ../nbs/00_core.ipynb #627768c8
 import json, os, platform, re, secrets, subprocess, sys, tempfile, warnings
@@ -303,3 +303,13 @@ def how_made(
     "The line below a result: where its numbers come from."
     from IPython.display import Markdown
     return Markdown('*How was this made?* ' + '; '.join(map(made_by, patterns)) + '.')
+
+# %% ../nbs/00_core.ipynb #1752e2e1
+def markdown_table(
+    head,       # titles of the columns
+    rows,       # lists of as many cells
+    left=1      # so many columns begin at the left; the others, of numbers, end at the right
+)->str:         # lines without the last one's end
+    "A table in Markdown."
+    lines = [head, ['---']*left + ['--:']*(len(head) - left), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)

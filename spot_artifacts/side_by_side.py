@@ -19,7 +19,7 @@ from time import perf_counter
 # %% ../nbs/44_side_by_side.ipynb #9b9320ee
 import numpy as np
 from torch import nn
-from .core import atomic_write, provenance, RunError, SpotError, write_json
+from .core import atomic_write, markdown_table, provenance, RunError, SpotError, write_json
 from .data import random_subset
 from .backbone import LAYERS
 from .recipe import PRETEXTS
@@ -261,9 +261,8 @@ def systems_markdown(
         return text if layer in LAYERS else f'{layer}: {text}'
     def line(r):
         cells = [cell(layer, p) for layer, p in r['probe'].items()]
-        return [r['title'], str(r['seeds']), *cells, *['']*(len(LAYERS) - len(cells))]
-    head, rule = ['test accuracy, %', 'seeds', *LAYERS], ['---', *['---:']*(len(LAYERS) + 1)]
-    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in [head, rule, *map(line, rows)]) + '\n'
+        return [r['title'], r['seeds'], *cells, *['']*(len(LAYERS) - len(cells))]
+    return markdown_table(['test accuracy, %', 'seeds', *LAYERS], map(line, rows)) + '\n'
 
 # %% ../nbs/44_side_by_side.ipynb #c4400023
 def plot_gains(

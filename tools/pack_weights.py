@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from spot_artifacts.core import atomic_write
+from spot_artifacts.core import atomic_write, markdown_table
 from spot_artifacts.runs import load_weights
 
 LAYERS = 'conv1', 'conv2', 'conv3', 'conv4', 'conv5'
@@ -24,8 +24,6 @@ Load them with `load_weights('{name}')`; `.discriminator` has the features.
 - Test accuracy of linear probes in percent, {protocol[labels]:,} labels, {protocol[test_images]:,} test images,
   mean over {draws} draws of the labels (and {protocol[random_networks]} random networks):
 
-| | {head} |
-|---|{rule}
 {table}
 
 Stored in half precision: {megabytes:.1f} MB. One run, one seed. The networks have seen small photographs of things
@@ -37,11 +35,11 @@ changed.
 def card(name, folder, licence, size):
     read = lambda file: json.loads((folder/file).read_text())
     run, probe = read('results.json'), read('probe.json')
-    lines = [f'| {net} | ' + ' | '.join(f'{probe["probe"][net][k]:.1f}' for k in LAYERS) + ' |'
-             for net in ('random', 'rescaled', 'pretrained', 'supervised')]
+    rows = [[net, *(f'{probe["probe"][net][k]:.1f}' for k in LAYERS)]
+            for net in ('random', 'rescaled', 'pretrained', 'supervised')]
     return CARD.format(**run, name=name, folder=folder.name, licence=licence, protocol=probe['protocol'],
                        draws=len(probe['protocol']['seeds']), minutes=sum(run['seconds'].values())/60,
-                       head=' | '.join(LAYERS), rule='--:|'*len(LAYERS), table='\n'.join(lines), megabytes=size/1e6)
+                       table=markdown_table(['', *LAYERS], rows), megabytes=size/1e6)
 
 
 def main(run, name, results, licence):

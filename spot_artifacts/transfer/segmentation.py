@@ -84,11 +84,7 @@ def mean_iou(
     iou = 100*hit/(matrix.sum(0) + matrix.sum(1) - hit)
     return mean_of_classes(dict(zip(names, iou.tolist())))
 
-# %% ../../nbs/35_segmentation.ipynb #6a7c5415
-SEGMENT = dict(
-    paper=dict(steps=100_000, batch=20, lr=1e-4, every=None, width=4096, dropout=.5, decay=5e-4, flip=0., skips=0),
-    small=dict(steps=2000, batch=8, lr=.02, every=700, width=128, dropout=0., decay=5e-4, flip=.5, skips=0))
-
+# %% ../../nbs/35_segmentation.ipynb #97fd8bd5
 @torch.no_grad()
 def voc_confusion(
     model,    # images in [-1, 1] -> logits
@@ -101,6 +97,11 @@ def voc_confusion(
         said = model(to_float(data.image(i)[None].to(device))).argmax(1)[0].cpu()
         total = total + confusion(said, data.mask(i), len(data.classes) + 1)
     return total
+
+# %% ../../nbs/35_segmentation.ipynb #6a7c5415
+SEGMENT = dict(
+    paper=dict(steps=100_000, batch=20, lr=1e-4, every=None, width=4096, dropout=.5, decay=5e-4, flip=0., skips=0),
+    small=dict(steps=2000, batch=8, lr=.02, every=700, width=128, dropout=0., decay=5e-4, flip=.5, skips=0))
 
 def segment_voc(
     discriminator,        # a run folder, weights, TwoPlayers or a Discriminator; it stays as it is

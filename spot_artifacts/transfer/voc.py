@@ -291,6 +291,7 @@ def transfer_convs(
     body = transfer_body(net)
     return body if init == 'random' else rescale(body, images, keep=init != 'rescaled')
 
+# %% ../../nbs/33_voc.ipynb #f825e740
 def fc67(
     channels,      # of conv5
     width=4096,    # units of fc6 and of fc7
@@ -403,6 +404,7 @@ def voc_classifier(
     with torch.no_grad(): h = torch.cat([pool(convs(to_float(x.to(device)))) for x in images.split(50)])
     return nn.Sequential(convs, pool, rescale_fc(fcs, h), small_linear(width, classes).to(device))
 
+# %% ../../nbs/33_voc.ipynb #34aab530
 def multi_label_loss(
     logits,      # (N, classes)
     presence     # (N, classes): 1, 0, or -1 where it is not asked for
@@ -412,11 +414,11 @@ def multi_label_loss(
     loss = F.binary_cross_entropy_with_logits(logits, presence.clamp(min=0).float(), asked, reduction='sum')
     return loss/asked.sum().clamp(min=1)
 
+# %% ../../nbs/33_voc.ipynb #66d8193d
 def _crops(pictures, augment, g): # (3, H, W) uint8 each; `Augment`; its generator
     "One random crop of each, (n, 3, size, size)."
     return torch.cat([augment(picture[None], g) for picture in pictures])
 
-# %% ../../nbs/33_voc.ipynb #66d8193d
 @torch.no_grad()
 def voc_scores(
     model,       # images in [-1, 1] -> logits
@@ -431,6 +433,7 @@ def voc_scores(
     one = lambda i: model(_crops([data.image(i).to(device)]*crops, augment, g)).mean(0)
     return torch.stack([one(i) for i in range(len(data))]).cpu()
 
+# %% ../../nbs/33_voc.ipynb #0fbd6b86
 def classify_voc(
     discriminator,        # a run folder, weights, TwoPlayers or a Discriminator; it stays as it is
     train,                # `VOCBoxes` to learn from
