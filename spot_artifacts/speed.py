@@ -246,8 +246,8 @@ NAMES = dict(phase1='phase 1: the autoencoder', phase2='phase 2: the game')
 def _where(found): # of `bench`
     "The circumstances in words."
     r = found['recipe']
-    return (f'{r["size"]} px, width {r["width"]:g}, batch {found["phase2"]["batch"]}, {found["ceilings"]["dtype"]}; '
-            f'{found["device"]}')
+    return (f'{r["size"]} px, width {r["width"]:g}, batch {found["phase2"]["batch"]}; plain in float32, ours in '
+            f'{found["ceilings"]["dtype"]}; {found["device"]}')
 
 def bench_figure(found): # of `bench`
     "Images per second of all variants."

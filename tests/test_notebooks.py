@@ -54,6 +54,19 @@ def test_every_result_has_a_command():
     assert not [key for key in commands if not any(fnmatch(name, key) for name in RESULTS)]
 
 
+def test_commits_of_results_exist(root):
+    "Those that were lost before the repository was published are in a list, which must not grow."
+    def git(*words): return subprocess.run(['git', *words], cwd=root, capture_output=True, text=True)
+    if not (root/'.git').exists() or git('rev-parse', '--is-shallow-repository').stdout.strip() != 'false':
+        pytest.skip('not a clone with its history')
+    lost = (NBS/'results/lost_commits.txt').read_text().split()
+    text = ' '.join((NBS/'results'/name).read_text() for name in RESULTS)
+    named = set(re.findall(r'"commit": "([0-9a-f]{40})', text))
+    missing = {commit[:10] for commit in named if git('cat-file', '-e', commit).returncode}
+    assert len(named) > 10 and missing == set(lost)
+    assert len(lost) <= 8
+
+
 def test_sizes():
     "What a clone has to fetch and a browser to show."
     def too_large(files, kilobytes): return [f.name for f in files if f.stat().st_size > 1000*kilobytes]

@@ -36,10 +36,15 @@ def relink(text):
     return LINK.sub(lambda m: m[1] + (target(m[2]) if m[2].startswith('../') else m[2]), text)
 
 
+# Commits that results name and that were rewritten before the repository was published: they have no page.
+LOST = (ROOT/'nbs/results/lost_commits.txt').read_text().split()
+
+
 def muted(text):
     "A line that says how a result was made steps back behind it; its commits and folders lead to the repository."
+    def commit(m): return m[0] if m[1] in LOST else f'[{m[0]}]({CFG.git_url}/commit/{m[1]})'
     def linked(line):
-        line = re.sub(r'`([0-9a-f]{10})(-dirty)?`', rf'[\g<0>]({CFG.git_url}/commit/\1)', line[0])
+        line = re.sub(r'`([0-9a-f]{10})(-dirty)?`', commit, line[0])
         folders = f'{CFG.git_url}/tree/{CFG.branch}/nbs'
         return re.sub(r'(\((results/[^)]*?)[^/)]*\) and )(\d+ more)', rf'\1[\3]({folders}/\2)', line)
     text = re.sub(r'^(\*How was this made\?\*|- \[).*$', linked, text, flags=re.MULTILINE)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pool_to', 'as_network', 'layer_names', 'forward_layers', 'layer_features', 'grids', 'TorchProbe', 'fit_probe',
-           'choose_l2', 'labelled_set', 'mean_std', 'paired_interval', 'held_against', 'probe', 'as_frame', 'RawPixels',
-           'calibrate', 'rescale', 'baselines', 'knn', 'knn_probe', 'KNNMonitor']
+           'choose_l2', 'labelled_set', 'mean_std', 'paired_interval', 'held_against', 'gain_interval', 'probe',
+           'as_frame', 'RawPixels', 'calibrate', 'rescale', 'baselines', 'knn', 'knn_probe', 'KNNMonitor']
 
 # %% ../../nbs/30_probes.ipynb #3a8e6519
 from copy import deepcopy
@@ -217,6 +217,18 @@ def held_against(
 def _scores(accuracies): # percent
     "A layer's entry in the results."
     return dict(mean_std(accuracies), seeds=list(map(float, accuracies)))
+
+# %% ../../nbs/30_probes.ipynb #761f0d01
+def gain_interval(
+    trained,        # [score for each draw of the labels]
+    controls        # [scores of several networks with the same draws, one network after the other], as of `measure_all`
+)->dict:            # `mean` in points; `half` of its 95 % interval, None with one network and one draw
+    "How far a network is above its controls. The error of the test images is not in it."
+    from scipy.stats import t
+    gains = np.subtract(trained, np.reshape(controls, (-1, len(trained))))         # (networks, draws)
+    means = [m for m in (gains.mean(0), gains.mean(1)) if len(m) > 1]
+    halves = [t.ppf(.975, len(m) - 1)*np.std(m, ddof=1)/len(m)**.5 for m in means]
+    return dict(mean=float(gains.mean()), half=float(np.hypot(*halves, *[0]*(2 - len(halves)))) if halves else None)
 
 # %% ../../nbs/30_probes.ipynb #ed88f500
 def probe(

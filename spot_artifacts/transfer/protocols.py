@@ -98,12 +98,13 @@ def measure_features(
     protocol='linear',   # linear, sgd, knn, fc, conv5, finetune or few
     labels=5000,         # images of `train` whose labels may be used
     values=2300,         # wanted length of the features
-    seeds=(0, 1),        # one draw of these images each
+    seeds=(0, 1),        # one draw of these images each; linear and knn make one if they take all images
     random=3,            # random networks
     epochs=None,         # passes of trained classifiers over the images; None: their default
     device='cpu'         # where the networks are
 ):                       # {network: {layer: mean, sd, seeds}}, percent; what was done, for the results file
     "One protocol on the pretrained network and on what it is compared with, each with all draws of labels."
+    if protocol in ('linear', 'knn') and labels >= len(train): seeds = seeds[:1]      # the others would be the same
     seeds, runs = tuple(seeds), []
     done = dict(seeds=list(seeds), random_networks=random)
     if protocol in ('linear', 'sgd', 'knn', 'few'): done['values'] = values
