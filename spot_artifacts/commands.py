@@ -276,7 +276,8 @@ def run_and_images(
     from spot_artifacts.toy import toy_images
     players = load_players(run, pick_device(device))
     size = players.recipe.size
-    data = folder_images(images, size, strict=strict) if images else toy_images(400, size, seed=1)
+    if images: data = folder_images(images, size, strict=strict, most=2000, seed=seed)
+    else: data = toy_images(400, size, seed=1)
     return players, random_subset(data, 2000, seed)
 
 # %% ../nbs/72_commands.ipynb #3c1e8a31

@@ -91,9 +91,9 @@ def squared_error(replica,  # D(E(x)) (N, 3, H, W)
 def psnr(replica,  # (N, 3, H, W)
          x,        # images (N, 3, H, W) in [-1, 1]
         )->torch.Tensor: # scalar, dB
-    "Peak signal-to-noise ratio in dB, mean over images."
+    "Peak signal-to-noise ratio in dB, mean over images; 106 dB at most, of a replica that is exact."
     mse = (replica.float() - x.float()).square().mean((1, 2, 3))
-    return (10*torch.log10(4/mse)).mean()
+    return (10*torch.log10(4/mse.clamp(min=1e-10))).mean()
 
 # %% ../nbs/11_decoder.ipynb #0f1847bb
 def fit_autoencoder(autoencoder,  # an `AutoEncoder`; trained in place and left in eval mode

@@ -11,6 +11,7 @@ import hashlib, json, math, operator, os, shutil, sys, warnings
 from collections import Counter
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from threading import Lock
@@ -22,7 +23,7 @@ import torch
 from PIL import features, Image, ImageFile, ImageOps, UnidentifiedImageError
 from .core import (bars, cache_dir, DiskError, enough_memory, free_memory, ImagesError, is_temporary,
                                  lock_file, new_file, printable, remove_unused)
-from .data import ImageSet, sha256_of
+from .data import ImageSet, random_order, sha256_of
 
 # %% ../nbs/02_folders.ipynb #5f475f76
 _AVIF = features.check('avif')      # since Pillow 11.3, where it was built with it
@@ -160,8 +161,10 @@ def _with_bar(items, files, progress, total=None): # number of files, of items
 
 def _decoded(files, one, progress):
     "`one(file)` for each file, in order; a progress bar for a long list, where there is a screen."
+    parts = (files[i:i + 512] for i in range(0, len(files), 512))       # no more than that wait to be written
     with _strict_pillow(), ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        yield from _with_bar(pool.imap(one, files, chunksize=8), len(files), progress, total=len(files))
+        done = chain.from_iterable(pool.map(one, part) for part in parts)
+        yield from _with_bar(done, len(files), progress, total=len(files))
 
 def _say_skipped(path, n, skipped):
     "One line about the skipped files, on stderr."
@@ -288,10 +291,13 @@ def folder_images(
     size:int,              # height and width of the squares, px; a file with a shorter side is skipped
     labelled:bool=False,   # is each first-level sub-folder a class?
     strict:bool=False,     # stop at the first file that cannot be used, rather than skip it?
-    progress:bool=True     # show a progress bar when there are 500 files or more?
+    progress:bool=True,    # show a progress bar when there are 500 files or more?
+    most:int=None,         # so many files at most, chosen at random; None: all
+    seed:int=0             # of that choice
 ) -> ImageSet:             # uint8 squares, sorted by path; the `skipped` files with reasons
     "The images of a folder, each as its centred square."
     path, files = Path(path).expanduser(), list_images(path)
+    if most and len(files) > most: files = [files[i] for i in sorted(random_order(len(files), seed)[:most].tolist())]
     of = _class_of(files, path) if labelled else [None]*len(files)
     classes = tuple(sorted({c for c in of if c}))
     if labelled and len(classes) < 2:

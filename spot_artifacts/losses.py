@@ -7,6 +7,7 @@ __all__ = ['Verdict', 'Game', 'class_loss', 'adversarial_loss', 'mask_loss', 'ke
            'accuracy', 'mask_accuracy', 'fake_psnr', 'mask_iou', 'chance_iou']
 
 # %% ../nbs/20_losses.ipynb #62a7f526
+import math
 from collections import namedtuple
 
 # %% ../nbs/20_losses.ipynb #ecef8913
@@ -116,7 +117,8 @@ def balanced_accuracy(
     negative     # the same of things that are not
 )->torch.Tensor: # 0 to 1
     "The share of right answers, both kinds weighing the same."
-    return (positive.float().mean() + (~negative).float().mean())/2
+    sides = [right.float().mean() for right in (positive, ~negative) if right.numel()]      # a kind may be missing
+    return sum(sides)/len(sides)
 
 def accuracy(game, x=None):
     "How often C is right about real or corrupt; fakes are those that R learns from."
@@ -125,7 +127,8 @@ def accuracy(game, x=None):
 def _dropped(game):
     "Entries that C calls dropped, the least likely ones to be kept, as many as were dropped; entries that were."
     logits, dropped = game.for_r.fake_mask, game.mask < .5
-    return logits <= logits.flatten().sort().values[dropped.sum() - 1], dropped
+    most = F.pad(logits.flatten().sort().values, (1, 0), value=-math.inf)[dropped.sum()]
+    return logits <= most, dropped
 
 def mask_accuracy(game, x=None):
     "How often the mask head is right about an entry of a fake."

@@ -86,6 +86,14 @@ def adopt(
                                'Give the same, or train another autoencoder.')
     players.frozen.load_state_dict(theirs.frozen.state_dict())
 
+def _taken_from(out, autoencoder): # the run's folder; as for `pretrain`
+    "The run that E and D come from, as run.json has it: a run that is resumed without it would train others."
+    about = json.loads((out/'run.json').read_text())
+    if autoencoder and not rank():
+        path = Path(autoencoder)
+        write_json(out/'run.json', about | dict(autoencoder=str(path.resolve() if path.exists() else path)))
+    return autoencoder or about.get('autoencoder')
+
 # %% ../nbs/28_pretraining.ipynb #d3005ba7
 class Clock(Callback):
     "Keeps the seconds of each phase in run.json: those of all its starts, up to the last round that was finished."
@@ -128,7 +136,7 @@ def pretrain(
     resume=False,     # continue from the last checkpoint in `out`
     progress=True,    # show a bar or lines
     cbs=(),           # more fastai callbacks for the game, or for another method's last phase; one or several
-    autoencoder=None, # a run whose E and D are taken as they are; phase 1 is left out
+    autoencoder=None, # a run whose E and D are taken as they are; phase 1 is left out. A resumed run knows it
     backbone=None     # C's convolutions, see 14_backbone; None: AlexNet
 ):                    # `TwoPlayers` in eval mode, {'auto', 'game'}: rows of the logs, the same: seconds
     "Both phases: E and D on eq. 3, then R against C on eq. 4 and 5; or the phases of another method."
@@ -137,7 +145,7 @@ def pretrain(
     with open_run(out, recipe, data, device, resume) as (out, recipe, data):
         with seeded_weights(recipe.seed): net = build(recipe, backbone)
         net = sync_norms(net.to(device), device)
-        if autoencoder: adopt(net, autoencoder)
+        if autoencoder := _taken_from(out, autoencoder): adopt(net, autoencoder)
         logs, seconds = _run_phases(net, data, out, device, resume, progress, cbs, ['auto']*bool(autoencoder))
         save_weights(net, out/'weights.safetensors')
         teardown_distrib()

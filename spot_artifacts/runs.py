@@ -117,6 +117,7 @@ class Checkpoint(Callback):
         callbacks = {name: cb.state_dict() for name, cb in self.stateful.items()}
         state = dict(model=get_model(self.model).state_dict(), opt=self.opt.opt.state_dict(), callbacks=callbacks,
                      order=self.dls.train.g.get_state(), rng=torch.get_rng_state(), g=self.g and self.g.get_state(),
+                     device=self.dls.device.type,
                      cuda=torch.cuda.get_rng_state() if cuda else None)
         save_checkpoint(state, self.path, self.keep)
         self.keep = True
@@ -135,6 +136,11 @@ def restore(self:Checkpoint):
     if files: raise damaged(*files)
 
 @patch
+def _go_on(self:Checkpoint, *generators):
+    "Random numbers where the old ones cannot be put back: not those of the run's first rounds again."
+    for g in filter(None, generators): g.manual_seed(g.initial_seed() + 1_000_003*self.steps.done)
+
+@patch
 def _put_back(self:Checkpoint, file):
     s = load_checkpoint(file, self.dls.device)
     try:
@@ -142,8 +148,10 @@ def _put_back(self:Checkpoint, file):
         self.opt.opt.load_state_dict(s['opt'])
         for name, cb in self.stateful.items():
             if name in s['callbacks']: cb.load_state_dict(s['callbacks'][name])     # else it is new
+        here = self.dls.device.type
+        if s.get('device', here) != here: return self._go_on(self.dls.train.g, self.g)
         self.dls.train.g.set_state(s['order'].cpu())
-        if rank(): return                   # the file holds the random numbers of the first process
+        if rank(): return self._go_on(self.g)   # the file holds the random numbers of the first process
         if self.g: self.g.set_state(s['g'].cpu())
         torch.set_rng_state(s['rng'].cpu())
         if s['cuda'] is not None and self.dls.device.type == 'cuda': torch.cuda.set_rng_state(s['cuda'].cpu())

@@ -16,7 +16,7 @@ from inspect import signature
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .core import autocast, full
+from .core import autocast, full, world_size
 from .data import Augment, ReleasedAugment, TensorDL
 from .decoder import psnr, squared_error
 from .losses import accuracy, chance_iou, fake_psnr, GameLoss, mask_accuracy, mask_iou
@@ -33,13 +33,13 @@ def get_dls(
     train,          # `ImageSet` to learn from
     valid,          # `ImageSet` to measure on
     recipe,         # `Recipe`: size, augmentation and seed
-    epochs,         # passes over `train`, may be a fraction
+    epochs,         # so many times the images of `train`, may be a fraction
     batch,          # images per step
     device='cpu',   # where the images lie
     loader=TensorDL # of the training images
 ):                  # `DataLoaders`, the number of rounds to fit, and the number of steps
     "The loaders of one phase."
-    r, batch = recipe, min(batch, len(train))
+    r, batch = recipe, min(batch, len(train)//world_size()*world_size())       # the same part for each process
     steps = max(1, round(epochs*len(train)/batch))
     rounds = min(steps, max(8, round(epochs)))
     augment = ReleasedAugment if r.conventions == 'tensorflow' else Augment

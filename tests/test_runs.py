@@ -127,3 +127,19 @@ def test_weights_are_kept_after_powers_of_two(tmp_path):
     def c(where): return torch.cat([p.flatten() for p in load_weights(where).discriminator.parameters()])
     assert not c(out/'weights-1.safetensors').equal(c(out/'weights-4.safetensors'))
     assert not c(out/'weights-4.safetensors').equal(c(out))
+
+
+def test_a_run_goes_on_on_another_kind_of_device(tmp_path):
+    "A GPU's random numbers are of another form: they cannot be put back, and the checkpoint is not damaged."
+    recipe = Recipe.small(32, width=.05, ae_width=.05, ae_batch=8, batch=8, ae_epochs=0., epochs=8.)
+    photos, out = toy_images(20, 32, cache=False), tmp_path/'run'
+    class Stop(KeepWeights):
+        def after_epoch(self):
+            if len(self.rows) == 3: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): pretrain(photos, recipe, out, progress=False, cbs=Stop(tmp_path))
+    state, other = load_checkpoint(out/'game.ckpt'), torch.zeros(16, dtype=torch.uint8)
+    save_checkpoint(dict(state, device='cuda', order=other, g=other, cuda=other), out/'game.ckpt')
+    _, logs, _ = pretrain(photos, recipe, out, progress=False, resume=True)
+    _, whole, _ = pretrain(photos, recipe, tmp_path/'whole', progress=False)
+    assert len(logs['game']) == 8 and logs['game'][:2] == whole['game'][:2]
+    assert logs['game'][2:] != whole['game'][2:], 'other random numbers from there on'

@@ -88,3 +88,10 @@ def test_without_webdataset(photos, shards, tmp_path, fails, monkeypatch):
                   ['pretrain', '--images', shards, '--out', tmp_path/'run']):
         fails(*words, says=["pip install 'spot_artifacts[shards]'"])
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_shard_of_which_all_images_are_held_out(tmp_path):
+    photos = write_images(tmp_path/'photos', images=toy_images(100, 32, seed=4, cache=False).images, classes=('a', 'b'))
+    write_shards(photos, tmp_path/'shards', per_shard=5)
+    _, logs, _ = pretrain(shard_images(tmp_path/'shards', 32), RECIPE, tmp_path/'run', progress=False)
+    assert len(logs['game']) == 8

@@ -6,6 +6,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ShowGraphCallback
 from fastai.learner import load_learner
 
+from spot_artifacts import training
 from spot_artifacts.core import Diverged
 from spot_artifacts.data import random_split
 from spot_artifacts.losses import Game, Verdict
@@ -168,3 +169,9 @@ def test_a_gan_has_a_demo_and_figures(tmp_path):
     assert len(verdicts(results)) == 3 and results['mask']['iou'] is None
     assert 'its guess is right' not in (tmp_path/'demo/report.html').read_text()
     assert all_figures(load_weights(tmp_path/'demo'), toy_images(20, 32, seed=1).images, tmp_path/'figures')
+
+
+def test_processes_have_parts_of_one_size(data, monkeypatch):
+    monkeypatch.setattr(training, 'world_size', lambda: 2)
+    dls, _, _ = get_dls(data[:39], data[:4], tiny(), 1., 64)
+    assert dls.train.bs == 38

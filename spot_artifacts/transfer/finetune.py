@@ -117,6 +117,8 @@ def train_on_labels(
     cbs = [callback, *both_phases(recipe, total)]
     learn = Learner(dls, model, loss, opt or adam(recipe), lr=lr, wd_bn_bias=True, cbs=cbs)
     fit(learn, rounds, progress)
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise Diverged('the weights are not finite after training on labels. Take a smaller learning rate.')
     if epochs is not None: return model.module.eval(), dict(epochs=epochs)
     best, passes = callback.best, batch/len(learned)
     return model.module.eval(), dict(

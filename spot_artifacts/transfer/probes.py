@@ -27,6 +27,7 @@ from ..recipe import build, seeded_weights
 from ..runs import load_weights
 from fastai.callback.core import Callback
 from fastai.learner import ValueMetric
+from fastai.torch_core import get_model
 
 # %% ../../nbs/30_probes.ipynb #2f624888
 def _pooled_side(
@@ -365,6 +366,8 @@ def rescale(
 )->nn.Module:       # a copy, in eval mode
     "Data-dependent rescaling of conv1 to conv5 (Krähenbühl et al. 2015; section 5.2.2)."
     net, images, c = deepcopy(net).eval(), images[:n], 1.
+    if any(isinstance(m, nn.Conv2d) and m.bias is None for m in net.modules()):
+        raise SpotError('rescale: only AlexNet can be rescaled, whose convolutions have biases and follow one another.')
     for m in _scaled_modules(net):
         if isinstance(m, nn.Conv2d):
             if keep: m.weight /= c
@@ -438,4 +441,4 @@ class KNNMonitor(Callback):
         if self.column in self.learn.metrics.attrgot('name'): return
         self.learn.metrics = self.learn.metrics + L(ValueMetric(self.score, self.column))
     def score(self):
-        return knn_probe(self.model, self.train, self.test, self.k, self.temperature)[self.layer]['mean']
+        return knn_probe(get_model(self.model), self.train, self.test, self.k, self.temperature)[self.layer]['mean']

@@ -148,3 +148,9 @@ def test_what_cannot_be_trained_is_one_line(net, sets, monkeypatch):
     def fails(*args): raise MemoryError
     with pytest.raises(SpotError, match='labels, a batch of 32 images of 32 px: memory is full. Try batch 16'):
         train_on_labels(transfer_model(net, 10), train, SMALL, 1, 1e-3, progress=False, loss=fails)
+
+
+@pytest.mark.parametrize('train', [lambda net, a, b: classify(net, a, b, SMALL, epochs=4, lr=1e25),
+                                   lambda net, a, b: probe_sgd(net, a, b, SMALL, epochs=4, lr=1e30)])
+def test_a_number_of_epochs_that_diverges_is_no_accuracy(net, sets, train):
+    with pytest.raises(Diverged, match='not finite'): train(net, *sets)
