@@ -223,13 +223,14 @@ def _scores(accuracies): # percent
 def gain_interval(
     trained,        # [score for each draw of the labels]
     controls        # [scores of several networks with the same draws, one network after the other], as of `measure_all`
-)->dict:            # `mean` in points; `half` of its 95 % interval, None with one network and one draw
+)->dict:            # `mean` in points; `half` of its 95 % interval, None where there is one of both or two of one
     "How far a network is above its controls. The error of the test images is not in it."
     from scipy.stats import t
     gains = np.subtract(trained, np.reshape(controls, (-1, len(trained))))         # (networks, draws)
     means = [m for m in (gains.mean(0), gains.mean(1)) if len(m) > 1]
+    if not means or min(map(len, means)) < 3: return dict(mean=float(gains.mean()), half=None)
     halves = [t.ppf(.975, len(m) - 1)*np.std(m, ddof=1)/len(m)**.5 for m in means]
-    return dict(mean=float(gains.mean()), half=float(np.hypot(*halves, *[0]*(2 - len(halves)))) if halves else None)
+    return dict(mean=float(gains.mean()), half=float(np.linalg.norm(halves)))
 
 # %% ../../nbs/30_probes.ipynb #ed88f500
 def probe(
