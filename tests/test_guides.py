@@ -33,7 +33,9 @@ def test_own_images_python(root, tmp_path, monkeypatch):
     write_images('photos', images=toy_images(40, 64, seed=9, cache=False).images)
     recipe = Recipe.small(64, width=.1, ae_width=.1, ae_epochs=1., epochs=1., batch=16)
     pretrain(folder_images('photos', 64), recipe, 'runs/photos', progress=False)
+    write_images('labelled', images=toy_images(20, 64, seed=8, cache=False).images, classes=('a', 'b'))
     names = {}
     for code in blocks(root/'nbs/own_images.md', 'python'): exec(code, names)
+    assert len(names['found']) == 40 and set(names['found'].values()) <= {'a', 'b'}
     assert names['features'].shape[0] == 32 and names['features'].isfinite().all()
     assert Recipe.load('mine.json').drop_rate == .5
