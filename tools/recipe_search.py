@@ -23,7 +23,7 @@ BASE = Recipe.photos(32, epochs=4.)
 NOVEMBER = dict(drop_rate=.5, mask_weight=1., balance=.9, tanh=False, brightness=0., saturation=0., lr=1e-3,
                 repair_lr=1.5e-4, history=.5, fake_all=True, ae_width=.25, ae_batch=16)
 TRIALS = dict(
-    photos={}, november=NOVEMBER,
+    photos={}, photos_again={}, november=NOVEMBER,          # again: on another machine, to see what chance does
     theta_5=dict(drop_rate=.5), theta_85=dict(drop_rate=.85), no_jitter=dict(brightness=0., saturation=0.),
     no_crop=dict(area=(1., 1.)), mask_0=dict(mask_weight=0.), mask_1=dict(mask_weight=1.), balance_8=dict(balance=.8),
     no_tanh=dict(tanh=False), ae_width_25=dict(ae_width=.25), width_5=dict(width=.5), lr_1e3=dict(lr=1e-3),
