@@ -20,4 +20,4 @@ def test_readme_python(root, tmp_path, monkeypatch):
     assert any(not after[k].cpu().equal(before[k]) for k in before), 'fine-tuning moved nothing'
     assert all(torch.isfinite(p).all() for p in names['model'].parameters())
     exec(own, names)
-    assert names['load_weights']('runs/photos').recipe.size == 64
+    assert names['load_weights']('runs/python').recipe.size == 64
