@@ -163,7 +163,7 @@ def _decoded(files, one, progress):
     "`one(file)` for each file, in order; a progress bar for a long list, where there is a screen."
     parts = (files[i:i + 512] for i in range(0, len(files), 512))       # no more than that wait to be written
     with _strict_pillow(), ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        done = chain.from_iterable(pool.map(one, part) for part in parts)
+        done = chain.from_iterable(pool.map(one, part, chunksize=8) for part in parts)
         yield from _with_bar(done, len(files), progress, total=len(files))
 
 def _say_skipped(path, n, skipped):

@@ -88,8 +88,9 @@ def adopt(
 
 def _taken_from(out, autoencoder): # the run's folder; as for `pretrain`
     "The run that E and D come from, as run.json has it: a run that is resumed without it would train others."
+    if autoencoder and rank() or not (out/'run.json').exists(): return autoencoder   # the first process writes it
     about = json.loads((out/'run.json').read_text())
-    if autoencoder and not rank():
+    if autoencoder:
         path = Path(autoencoder)
         write_json(out/'run.json', about | dict(autoencoder=str(path.resolve() if path.exists() else path)))
     return autoencoder or about.get('autoencoder')

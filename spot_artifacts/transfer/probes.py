@@ -367,10 +367,9 @@ def rescale(
 )->nn.Module:       # a copy, in eval mode
     "Data-dependent rescaling of conv1 to conv5 (Krähenbühl et al. 2015; section 5.2.2)."
     net, images, c = deepcopy(net).eval(), images[:n], 1.
-    if any(isinstance(m, nn.Conv2d) and m.bias is None for m in net.modules()):
-        raise SpotError('rescale: only AlexNet can be rescaled, whose convolutions have biases and follow one another.')
     for m in _scaled_modules(net):
         if isinstance(m, nn.Conv2d):
+            if m.bias is None: raise SpotError('rescale: only AlexNet can be rescaled, whose convolutions have biases.')
             if keep: m.weight /= c
             c = _rescale_conv(m, *_channel_moments(net, m, images), keep)
         elif keep and isinstance(m, ResponseNorm): m.band /= c**2
