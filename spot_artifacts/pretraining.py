@@ -86,15 +86,6 @@ def adopt(
                                'Give the same, or train another autoencoder.')
     players.frozen.load_state_dict(theirs.frozen.state_dict())
 
-def _taken_from(out, autoencoder): # the run's folder; as for `pretrain`
-    "The run that E and D come from, as run.json has it: a run that is resumed without it would train others."
-    if autoencoder and rank() or not (out/'run.json').exists(): return autoencoder   # the first process writes it
-    about = json.loads((out/'run.json').read_text())
-    if autoencoder:
-        path = Path(autoencoder)
-        write_json(out/'run.json', about | dict(autoencoder=str(path.resolve() if path.exists() else path)))
-    return autoencoder or about.get('autoencoder')
-
 # %% ../nbs/28_pretraining.ipynb #d3005ba7
 class Clock(Callback):
     "Keeps the seconds of each phase in run.json: those of all its starts, up to the last round that was finished."
@@ -143,10 +134,10 @@ def pretrain(
     "Both phases: E and D on eq. 3, then R against C on eq. 4 and 5; or the phases of another method."
     setup_distrib(device)
     usable_device(device)
-    with open_run(out, recipe, data, device, resume) as (out, recipe, data):
+    with open_run(out, recipe, data, device, resume, autoencoder) as (out, recipe, data, autoencoder):
         with seeded_weights(recipe.seed): net = build(recipe, backbone)
         net = sync_norms(net.to(device), device)
-        if autoencoder := _taken_from(out, autoencoder): adopt(net, autoencoder)
+        if autoencoder: adopt(net, autoencoder)
         logs, seconds = _run_phases(net, data, out, device, resume, progress, cbs, ['auto']*bool(autoencoder))
         save_weights(net, out/'weights.safetensors')
         teardown_distrib()

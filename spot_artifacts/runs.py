@@ -322,8 +322,9 @@ def _check_same_images(out, fingerprint):
                        'give the same folder and size')
 
 @contextmanager
-def open_run(out, recipe, data, device, resume): # as for `pretrain`
-    "Inside, the run's folder is ours: gives folder, recipe and images, which must be those that the run began with."
+def open_run(out, recipe, data, device, resume, autoencoder): # as for `pretrain`
+    """Inside, the run's folder is ours: gives folder, recipe, images, which must be those that the run began with, and
+    the run whose autoencoder it takes."""
     out = Path(out)
     if resume:
         if not (out/'run.json').exists(): raise RunError(f'{out}: no run to resume there; start it without --resume')
@@ -333,8 +334,12 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
     check_shares(recipe)
     data = as_image_set(data, recipe.size)
     about = provenance(data, device)
-    if resume: _check_same_images(out, about['data']['fingerprint'])
+    if resume:
+        _check_same_images(out, about['data']['fingerprint'])
+        autoencoder = autoencoder or json.loads((out/'run.json').read_text()).get('autoencoder')
     else:
+        if autoencoder: about['autoencoder'] = str(Path(autoencoder).resolve() if Path(autoencoder).exists()
+                                                   else autoencoder)
         enough(data)                                    # too few images: say so before there is a folder
         free_folder(out)
         if world_size() > 1: dist.barrier()             # all have found the folder free
@@ -346,4 +351,4 @@ def open_run(out, recipe, data, device, resume): # as for `pretrain`
             if not rank(): free_folder(out)             # another start may have been faster
             recipe.save(out/'recipe.json')
             write_json(out/'run.json', about)
-        yield out, recipe, data
+        yield out, recipe, data, autoencoder

@@ -260,6 +260,7 @@ def blocks(
         if begin >= end: continue
         for k in range(0, len(parts[r]), MIXED):
             block = parts[r][k:k + MIXED]
+            block = block[counts[block] > 0]        # of some shards all images are held out
             n = counts[block].sum()
             first, last = max(begin - at, 0), min(end - at, n)
             if first < last: yield block, [seed, epoch, k], first, last
@@ -271,7 +272,6 @@ class _Shards(Dataset):
     def __init__(self, store, wanted): self.store, self.wanted = store, wanted   # ShardStore; of `by_shard`
     def __len__(self): return len(self.wanted)
     def __getitem__(self, s):
-        if s not in self.wanted: return np.empty((0, 3, self.store.size, self.store.size), np.uint8)    # all held out
         try: return self.store.read(s, self.wanted[s])
         except SpotError as e: return e         # raised there, DataLoader would make many lines of it
 

@@ -12,8 +12,7 @@ from time import perf_counter
 import torch
 from ..core import ImagesError, SpotError
 from ..data import ImageSet, random_order, random_subset
-from ..recipe import build, seeded_weights
-from .probes import (as_network, baselines, calibrate, fit_probe, knn_probe, labelled_set,
+from .probes import (as_network, baselines, fit_probe, knn_probe, labelled_set,
                                             layer_features, layer_names, mean_std, probe)
 from .finetune import classify, supervised, words_of
 
@@ -131,19 +130,18 @@ def few_labels(
     train, test = labelled_set(train, recipe.size), labelled_set(test, recipe.size, held_out=True)
     if layer not in layer_names(C): raise SpotError(f'no layer {layer!r}: use {", ".join(layer_names(C))}')
     controls, at = baselines(recipe, train, random_seeds, device), layer_names(C).index(layer)
-    some = random_subset(train, 2000, 0).images                     # `scratch` has its batch norm folded, too
+    fresh = baselines(recipe, train, seeds, device)['random']       # for `scratch`, whose batch norm is folded, too
     nets = dict(pretrained=[C], random=controls['random'], rescaled=controls['rescaled'])
     def features(net, data): return layer_features(net, data, feature_dim)[at]
     tests = {name: [features(net, test) for net in group] for name, group in nets.items()}
     def score(net, data, xt):
         return 100*fit_probe(features(net, data), data.labels.numpy(), l2).score(xt, test.labels.numpy())
     found = {name: [[] for _ in numbers] for name in (*nets, 'fine-tuned', 'scratch')}
-    for seed in seeds:
+    for seed, new in zip(seeds, fresh):
         for i, n in enumerate(numbers):
             data = per_class(train, n, seed)
             for name, group in nets.items():
                 found[name][i] += [score(net, data, xt) for net, xt in zip(group, tests[name])]
-            with seeded_weights(seed): new = calibrate(as_network(build(recipe)).to(device), some)
             for name, net in {'fine-tuned': C, 'scratch': new}.items():
                 found[name][i].append(_whole(net, data, test, recipe, steps, seed, device)['accuracy'])
     def columns(runs): return {k: [mean_std(r)[k] for r in runs] for k in ('mean', 'sd')}

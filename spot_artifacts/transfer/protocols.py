@@ -104,8 +104,8 @@ def measure_features(
     device='cpu'         # where the networks are
 ):                       # {network: {layer: mean, sd, seeds}}, percent; what was done, for the results file
     "One protocol on the pretrained network and on what it is compared with, each with all draws of labels."
-    if protocol in ('linear', 'knn') and labels >= len(train): seeds = seeds[:1]      # the others would be the same
     seeds, runs = tuple(seeds), []
+    if protocol in ('linear', 'knn') and labels >= len(train): seeds = seeds[:1]      # the others would be the same
     done = dict(seeds=list(seeds), random_networks=random)
     if protocol in ('linear', 'sgd', 'knn', 'few'): done['values'] = values
     if protocol == 'few':

@@ -10,6 +10,7 @@ __all__ = ['TASKS', 'PLANS', 'voc_sets', 'toy_tree', 'boxes_tree', 'cut_objects'
 import csv, hashlib, json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 # %% ../../nbs/36_table3.ipynb #f9388276
@@ -154,20 +155,20 @@ def voc_run(
     "One number of Table 3, computed, or read where it was computed before."
     train, test = voc_sets(task, root, year, download)
     def objects(): return cut_objects(voc_sets(task, root, year, download, VOCBoxes)[0], recipe.size)
-    def start(): return voc_start(weights, recipe, objects, seed, device)
-    known = weights == 'supervised' and (None, weights, weights)        # it is trained when its run is not found
-    net, init, own = known or start()
+    start = partial(voc_start, weights, recipe, objects, seed, device)
+    later = weights == 'supervised'                                     # it is trained when its run is not found
+    net, init, own = (None, weights, weights) if later else start()
     name = name or own
     if Path(name).name != name: raise SpotError(f'--name {name}: is part of a file name. Leave out the /.')
     settings = dict(task=task, init=init, preset=preset, seed=seed, changes=changes, train=train.fingerprint,
-                    test=test.fingerprint, weights=recipe.to_dict() if known else sha256_of(net.state_dict().values()))
+                    test=test.fingerprint, weights=recipe.to_dict() if later else sha256_of(net.state_dict().values()))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     file = Path(out)/f'{task}-{name}-{seed}-{digest[:8]}.json'
     if found := _finished(file): return found
     plan = {**PLANS[task][preset], **changes}
     voc_results(out, [dict(task=task, name=name, preset=preset, seed=seed, plan=plan,
                            data=dict(fingerprint=train.fingerprint), test_data=dict(fingerprint=test.fingerprint))])
-    net = net or start()[0]
+    if later: net, *_ = start()
     result, _ = TASKS[task][1](net, train, test, init, preset, seed, device, progress, **changes)
     result.update(name=name, weights=sha256_of(net.state_dict().values()), **provenance(train, device),
                   test_data=dict(name=test.name, images=len(test), fingerprint=test.fingerprint))
